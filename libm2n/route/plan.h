@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Plans: the routing of one micro-batch, as pure functions over arrays; no I/O, no channel.
+ *
+ * Rows (one per routed (token, k) pair) are numbered globally in the order rank, local expert,
+ * token, k: the order on the wire, and the order of the replies (mirror addressing). With dedup
+ * a token travels once per rank: its *unique* row; `row_unique` says which. With
+ * reduce_at_expert a reply is one row per unique row, else one per row.
+ *
+ * All arrays are allocated at creation for max_tokens and every map of the channel's limits;
+ * routing allocates nothing. Routing is a stable counting sort by instance: O(tokens * top_k +
+ * instances).
+ */
+#ifndef M2N_ROUTE_PLAN_H
+#define M2N_ROUTE_PLAN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "route/map.h"
+
+/* What a plan must fit; fixed at creation. */
+struct m2n__plan_limits {
+	uint32_t max_tokens;
+	uint32_t top_k;
+	uint32_t n_experts;
+	uint32_t n_ranks;       /* expert ranks */
+	uint32_t max_instances; /* over all ranks, of any map that will be used */
+	uint32_t rank_capacity; /* most rows (unique rows with dedup) to one expert rank; 0: no limit */
+	int dedup;
+	int reduce_at_expert;
+	int drop_overflow; /* overflow: 0 error, 1 drop and report */
+};
+
+struct m2n_plan {
+	struct m2n__plan_limits limits;
+	struct m2n_map *map; /* referenced; the map this routing was made with */
+	uint32_t source;     /* source index that routed it */
+	uint32_t n_tokens;
+	uint32_t n_rows;
+	uint32_t n_unique;        /* == n_rows without dedup */
+	uint32_t n_dropped;       /* pairs that have an expert id but no row */
+	uint32_t n_dropped_lost;  /* of those: because no live rank owns the expert */
+	int has_weights;
+	uint32_t *count;          /* [max_instances] rows per instance */
+	uint32_t *rank_first;     /* [n_ranks + 1] first row of each rank */
+	uint32_t *unique_first;   /* [n_ranks + 1] first unique row of each rank */
+	uint32_t *reply_first;    /* [n_ranks + 1] first reply row: one of the two above */
+	uint32_t *row_token;      /* [n_rows] */
+	uint32_t *row_pair;       /* [n_rows] token * top_k + k */
+	uint32_t *row_unique;     /* [n_rows] global unique row; NULL without dedup */
+	uint32_t *unique_token;   /* [n_unique]; row_token without dedup */
+	int32_t *pair_row;        /* [n_tokens * top_k] global row, -1: none */
+	uint16_t *pair_rank;      /* [n_tokens * top_k] expert index, valid where pair_row >= 0 */
+	int32_t *pair_reply;      /* [n_tokens * top_k] global reply row to add for this pair, -1: none
+	                           * (reduce_at_expert: only the first pair of a token on a rank) */
+	float *weight;            /* [n_tokens * top_k], 1 when none were given */
+	uint8_t *dropped;         /* [n_tokens] pairs of this token that were dropped */
+	void *arena;              /* one allocation behind all arrays */
+	size_t arena_bytes;
+	uint32_t *scratch;        /* [max(max_instances, n_ranks) + ...] */
+};
+
+int m2n__plan_create(const struct m2n__plan_limits *limits, struct m2n_plan **plan);
+void m2n__plan_destroy(struct m2n_plan *plan);
+/* Bytes that m2n__plan_create() allocates for these limits. */
+size_t m2n__plan_bytes(const struct m2n__plan_limits *limits);
+
+/*
+ * Routes n_tokens tokens. ids: [n_tokens, top_k] expert ids, -1 = no expert; weights: the same
+ * shape or NULL. live: bitmap over expert indexes (bit r of word r/64), NULL = all live.
+ * A replica is picked by (source + token) modulo the number of live owners, in owner order.
+ * An expert may be named twice by one token (two rows).
+ *
+ * Returns 0; M2N_PARTIAL when pairs were dropped (overflow with drop_overflow, or no live
+ * owner); -EINVAL (id out of range: token, k, value and range in the text; too many tokens; map
+ * that does not fit the limits); M2N_ERR_CAPACITY. On failure the plan is empty (0 tokens).
+ */
+int m2n__plan_route(struct m2n_plan *plan, struct m2n_map *map, uint32_t source, uint32_t n_tokens,
+	const int32_t *ids, const float *weights, const uint64_t *live);
+
+/* A plan as bytes: see wire/plan_wire.h for the form. -ENOSPC when `bytes` is too small. */
+size_t m2n__plan_packed_bytes(const struct m2n_plan *plan);
+int m2n__plan_pack(const struct m2n_plan *plan, void *buffer, size_t bytes, size_t *used);
+/*
+ * Fills `plan` from bytes that a peer sent: everything is checked (M2N_ERR_PROTOCOL names what
+ * and where); limits must fit and the map digest must be the map's (M2N_ERR_MAP).
+ * The packed form holds per pair the expert index and instance, not the derived arrays.
+ */
+int m2n__plan_unpack(struct m2n_plan *plan, struct m2n_map *map, const void *buffer, size_t bytes);
+
+#endif
