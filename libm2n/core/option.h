@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Options: one table (option_list.h), parsed once when a context opens. The environment wins over
+ * params, params over defaults. Everything else reads the struct's fields.
+ */
+#ifndef M2N_OPTION_H
+#define M2N_OPTION_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "bootstrap/launcher.h" /* m2n__getenv_fn */
+#include "core/option_list.h"
+
+#define M2N_OPTION_TYPE_bool int
+#define M2N_OPTION_TYPE_int int64_t
+#define M2N_OPTION_TYPE_size size_t
+#define M2N_OPTION_TYPE_time int64_t
+#define M2N_OPTION_TYPE_text char *
+#define M2N_OPTION_TYPE_choice int
+
+struct m2n__options {
+#define M2N_OPTION_FIELD(name, field, type, def, range, unit, about) M2N_OPTION_TYPE_##type field;
+	M2N_OPTION_LIST(M2N_OPTION_FIELD)
+#undef M2N_OPTION_FIELD
+	uint64_t from_environment; /* bit per row */
+	uint64_t from_params;
+};
+
+/* The process's environment: the library's one use of getenv(). */
+const char *m2n__getenv(void *arg, const char *name);
+
+/*
+ * Fills all fields. params: "NAME=value" texts ended by NULL, or NULL. backend: overrides the
+ * default of BACKEND, or NULL. Unknown names in params are M2N_ERR_OPTION with the nearest name;
+ * unknown M2N_* in the environment only fill `warning` (with the nearest name; "" when all is
+ * well). M2N_ERR_OPTION: name, text, accepted range.
+ */
+int m2n__options_parse(struct m2n__options *options, const char *backend,
+	const char *const *params, char *const *environ_list, m2n__getenv_fn get, void *arg,
+	char *warning, size_t warning_bytes);
+void m2n__options_clear(struct m2n__options *options);
+/* A value as text: -ENOENT, -ENOSPC. */
+int m2n__options_format(const struct m2n__options *options, const char *name, char *value,
+	size_t bytes, const char **origin);
+
+#endif
