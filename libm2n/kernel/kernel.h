@@ -52,6 +52,8 @@ struct m2n__kernels {
 	 * bf16 -> fp8 e4m3 (no infinities, largest 448) with one f32 scale per block of 128 values
 	 * (the last block may be short): scale = amax/448 (1 when amax is 0), q = rne(x / scale)
 	 * computed as x * (448/amax) in fp32, saturated to +-448; NaN -> 0x7f.
+	 * amax is over the finite values, so that an infinity saturates and spoils no other value;
+	 * it is raised to 2^-117 where it is smaller and not 0, so that 448/amax is finite.
 	 * dst: [n_values], scales: [ceil(n_values/128)].
 	 */
 	void (*cast_fp8)(uint8_t *dst, float *scales, const uint16_t *src, size_t n_values);
