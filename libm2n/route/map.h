@@ -9,6 +9,8 @@
 #include <stdatomic.h>
 #include <m2n/map.h>
 
+#define M2N__MAX_EXPERT_RANKS 65535u /* an expert index fits 16 bits in plans */
+
 struct m2n_map {
 	atomic_uint n_refs;
 	uint32_t n_experts;
@@ -22,6 +24,7 @@ struct m2n_map {
 	uint32_t *owner_instance; /* [n_instances] by expert: the instance's number */
 	uint32_t *rank_first;     /* [n_ranks + 1] first instance of each rank */
 	uint32_t *expert_of;      /* [n_instances] by instance: the expert id */
+	uint16_t *rank_of;        /* [n_instances] by instance: expert index of the rank */
 };
 
 struct m2n_map *m2n__map_ref(struct m2n_map *map); /* takes a reference, returns map */

@@ -55,22 +55,29 @@ struct m2n_plan {
 	int32_t *pair_reply;      /* [n_tokens * top_k] global reply row to add for this pair, -1: none
 	                           * (reduce_at_expert: only the first pair of a token on a rank) */
 	float *weight;            /* [n_tokens * top_k], 1 when none were given */
-	uint8_t *dropped;         /* [n_tokens] pairs of this token that were dropped */
+	uint8_t *dropped;         /* [n_tokens] pairs of this token that were dropped, 255 at most */
 	void *arena;              /* one allocation behind all arrays */
 	size_t arena_bytes;
-	uint32_t *scratch;        /* [max(max_instances, n_ranks) + ...] */
+	/* Scratch of one routing. */
+	uint32_t *next;           /* [max_instances] next row of each instance */
+	uint32_t *live_first;     /* [n_experts + 1] owners that are live, as in the map */
+	uint32_t *live_instance;  /* [max_instances] */
+	uint32_t *rank_used;      /* [n_ranks] */
+	uint32_t *rank_last;      /* [n_ranks] last token seen at the rank, plus 1 */
 };
 
 int m2n__plan_create(const struct m2n__plan_limits *limits, struct m2n_plan **plan);
 void m2n__plan_destroy(struct m2n_plan *plan);
-/* Bytes that m2n__plan_create() allocates for these limits. */
+/* Bytes that m2n__plan_create() allocates for these limits; 0 when it would refuse them. */
 size_t m2n__plan_bytes(const struct m2n__plan_limits *limits);
 
 /*
  * Routes n_tokens tokens. ids: [n_tokens, top_k] expert ids, -1 = no expert; weights: the same
  * shape or NULL. live: bitmap over expert indexes (bit r of word r/64), NULL = all live.
  * A replica is picked by (source + token) modulo the number of live owners, in owner order.
- * An expert may be named twice by one token (two rows).
+ * An expert may be named twice by one token (two rows). Beyond rank_capacity the pairs that come
+ * last in (token, k) order at that rank are the ones to go; with dedup a pair whose token is
+ * already at the rank needs no room.
  *
  * Returns 0; M2N_PARTIAL when pairs were dropped (overflow with drop_overflow, or no live
  * owner); -EINVAL (id out of range: token, k, value and range in the text; too many tokens; map
