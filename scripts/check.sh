@@ -14,6 +14,7 @@ sh scripts/setup.sh all
 sh scripts/configure.sh build all "$@"
 ninja -C build
 
+rm -f build/meson-logs/testlog.json
 status=0
 meson test -C build --no-rebuild --print-errorlogs </dev/null || status=1
 python3 tests/run_count build || status=1
