@@ -41,7 +41,7 @@ crashed=
 for name in "$@"; do
 	echo "== $name for $share s"
 	mkdir -p "build-fuzz/corpus/$name"
-	"build-fuzz/tests/fuzz/fuzz_$name" -max_total_time="$share" -timeout=10 -print_final_stats=1 \
+	"build-fuzz/tests/fuzz/fuzz_$name" -max_total_time="$share" -timeout=10 \
 		-artifact_prefix="build-fuzz/crash/$name-" "build-fuzz/corpus/$name" \
 		"tests/fuzz/corpus/$name" </dev/null || crashed="$crashed $name"
 done

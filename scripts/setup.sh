@@ -33,7 +33,7 @@ check_programs()
 {
 	for program in meson ninja pkg-config cc; do
 		if ! command -v "$program" >/dev/null 2>&1; then
-			echo "setup: '$program' is missing, and this is not Debian. On Debian 12:" >&2
+			echo "setup: '$program' is missing; this is not Debian. There:" >&2
 			echo "  apt-get install $*" >&2
 			exit 1
 		fi
