@@ -11,7 +11,8 @@
 #define M2N_LAUNCHER_H
 
 struct m2n__launch {
-	const char *launcher; /* "m2n", "torchrun", "openmpi", "pmix", "slurm", "kubernetes", "none" */
+	/* "m2n", "torchrun", "openmpi", "pmix", "slurm", "kubernetes", "none" */
+	const char *launcher;
 	int rank;             /* -1 unknown */
 	int n_ranks;          /* -1 unknown */
 	int local_rank;       /* -1 unknown */

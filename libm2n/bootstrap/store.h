@@ -14,6 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <m2n/store.h>
+
 #include "bootstrap/auth.h"
 
 #define M2N__STORE_KEY_MAX 200
@@ -22,11 +24,16 @@
 struct m2n__store;
 
 struct m2n__store_ops {
+	/*
+	 * Timeout 0 in put or get: no waiting beyond one exchange with the server, which is itself
+	 * bounded. A closed or lying server: M2N_ERR_STORE, M2N_ERR_PROTOCOL.
+	 */
 	int (*put)(struct m2n__store *store, const char *key, const void *value, size_t bytes,
 		int64_t timeout_ns);
 	/*
 	 * Waits until the key is there; -ETIMEDOUT (the text names key and store) when it never is;
-	 * timeout 0: -EAGAIN at once. *bytes: room on entry, size on return; -ENOSPC when too small.
+	 * timeout 0: -EAGAIN at once. *bytes: room on entry, size on return; -ENOSPC when too
+	 * small.
 	 */
 	int (*get)(struct m2n__store *store, const char *key, void *value, size_t *bytes,
 		int64_t timeout_ns);
@@ -45,13 +52,25 @@ struct m2n__store {
  * missing, mode 0700). `host_it`: for tcp, serve it in this process when the address is ours
  * and the port is free (a thread that sleeps in poll() until the store is closed). key: NULL = no
  * secret; both sides of a TCP store prove theirs to each other, M2N_ERR_AUTH names the address.
+ * A directory must belong to this user and be writable by no one else; that is its protection,
+ * no secret is asked for. With `host_it` its keys, and the directory once it is empty, are
+ * removed at close, as a TCP store's keys end with its host. Port 0 with host_it: any free port,
+ * store->url tells. M2N_ERR_VERSION: the store's server is of another wire version.
  * -EINVAL with the accepted forms in the text for a URL that cannot be read.
  */
 int m2n__store_open(const char *url, int host_it, const struct m2n__auth_key *key,
 	int64_t timeout_ns, struct m2n__store **store);
+/* A store of the user's functions, which are borrowed until close. -EINVAL: one is missing. */
+int m2n__store_open_callbacks(
+	const struct m2n_store_callbacks *callbacks, struct m2n__store **store);
+/* Takes NULL. */
 void m2n__store_close(struct m2n__store *store);
 
-/* A TCP store server alone, for launchers and tests. port 0 = any; the bound one is returned. */
+/*
+ * A TCP store server alone, for launchers and tests. port 0 = any; the bound one is returned.
+ * host NULL or "": every address of this machine. key NULL: no secret. -EADDRINUSE,
+ * -EADDRNOTAVAIL, M2N_ERR_STORE.
+ */
 struct m2n__store_server;
 int m2n__store_server_start(const char *host, uint16_t port, const struct m2n__auth_key *key,
 	struct m2n__store_server **server, uint16_t *bound_port);
