@@ -22,8 +22,10 @@ stamp=$dir/packages.stamp
 # What makes two configurations the same; "build" is content with what "all" left.
 wanted="$packages $*"
 
-if [ ! -f "$dir/build.ninja" ]; then
-	rm -rf "$dir"
+if [ ! -f "$dir/build.ninja" ] && [ -f "$dir/meson-private/coredata.dat" ]; then
+	# A configuration that did not come to its end.
+	meson setup --wipe "$dir" "$root" "$@"
+elif [ ! -f "$dir/build.ninja" ]; then
 	meson setup "$dir" "$root" "$@"
 elif [ -f "$stamp" ] && { [ "$(cat "$stamp")" = "$wanted" ] || [ "$packages" = build ]; }; then
 	exit 0
