@@ -88,11 +88,14 @@ int m2n__plan_route(struct m2n_plan *plan, struct m2n_map *map, uint32_t source,
 
 /* A plan as bytes: see wire/plan_wire.h for the form. -ENOSPC when `bytes` is too small. */
 size_t m2n__plan_packed_bytes(const struct m2n_plan *plan);
+/* The most that any plan of these limits needs. */
+size_t m2n__plan_max_packed_bytes(const struct m2n__plan_limits *limits);
 int m2n__plan_pack(const struct m2n_plan *plan, void *buffer, size_t bytes, size_t *used);
 /*
  * Fills `plan` from bytes that a peer sent: everything is checked (M2N_ERR_PROTOCOL names what
  * and where); limits must fit and the map digest must be the map's (M2N_ERR_MAP).
- * The packed form holds per pair the expert index and instance, not the derived arrays.
+ * The packed form holds the instance of each pair, not the derived arrays. An unpacked plan may
+ * have n_dropped > 0: what its source dropped. On failure the plan is empty.
  */
 int m2n__plan_unpack(struct m2n_plan *plan, struct m2n_map *map, const void *buffer, size_t bytes);
 
