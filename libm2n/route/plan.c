@@ -66,8 +66,7 @@ static size_t place_arrays(struct m2n_plan *plan, const struct m2n__plan_limits 
 	plan->next = take(base, &used, n_instances, 4);
 	plan->live_first = take(base, &used, (size_t)limits->n_experts + 1, 4);
 	plan->live_instance = take(base, &used, n_instances, 4);
-	plan->rank_used = take(base, &used, n_ranks, 4);
-	plan->rank_last = take(base, &used, n_ranks, 4);
+	plan->rank_state = take(base, &used, n_ranks, 8);
 	/* Without dedup a row is its own unique row, without reduction its own reply. */
 	plan->unique_first = plan->rank_first;
 	plan->unique_token = plan->row_token;

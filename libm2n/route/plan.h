@@ -62,8 +62,7 @@ struct m2n_plan {
 	uint32_t *next;           /* [max_instances] next row of each instance */
 	uint32_t *live_first;     /* [n_experts + 1] owners that are live, as in the map */
 	uint32_t *live_instance;  /* [max_instances] */
-	uint32_t *rank_used;      /* [n_ranks] */
-	uint32_t *rank_last;      /* [n_ranks] last token seen at the rank, plus 1 */
+	uint64_t *rank_state;     /* [n_ranks] last token seen at the rank and a count */
 };
 
 int m2n__plan_create(const struct m2n__plan_limits *limits, struct m2n_plan **plan);

@@ -4,7 +4,8 @@
  * prefix sum over their counts gives the first row of every instance and of every rank; a second
  * pass over the pairs in (token, k) order then hands out row numbers. The same pass numbers
  * unique rows: tokens come in ascending order, so a rank's current token is its newest unique
- * row. Relies on the checks made before; it writes only inside the plan's arena.
+ * row. A third, sequential pass finds the token of each row, which is cheaper than scattering it.
+ * Relies on the checks made before; it writes only inside the plan's arena.
  */
 #include "route/plan_build.h"
 
@@ -60,28 +61,37 @@ static void number_instances(struct m2n_plan *plan, const struct m2n_map *map)
 	plan->n_rows = row;
 }
 
+/*
+ * What is known of a rank while the pairs go by: the last token it got, plus 1, in the high half
+ * and a count in the low half, so that both take one load and one store. Whether the token is new
+ * to the rank is a coin toss; adding it saves the branch.
+ */
+static inline uint64_t visit(uint64_t *state, uint32_t token)
+{
+	uint32_t is_new = (uint32_t)(*state >> 32) != token + 1;
+
+	*state = (uint64_t)(token + 1) << 32 | (uint32_t)(*state + is_new);
+	return *state;
+}
+
 /* First unique row of each rank: how many different tokens it gets, summed up. */
 static void number_unique(struct m2n_plan *plan, const struct m2n_map *map)
 {
-	uint32_t *used = plan->rank_used, *last = plan->rank_last, row = 0;
-	size_t p = 0;
+	uint64_t *restrict state = plan->rank_state;
+	const int32_t *restrict pair_row = plan->pair_row;
+	const uint16_t *restrict rank_of = map->rank_of;
+	uint32_t top_k = plan->limits.top_k, n_tokens = plan->n_tokens, row = 0, p = 0;
 
-	memset(used, 0, map->n_ranks * sizeof(*used));
-	memset(last, 0, map->n_ranks * sizeof(*last));
-	for (uint32_t t = 1; t <= plan->n_tokens; t++) {
-		for (uint32_t k = 0; k < plan->limits.top_k; k++, p++) {
-			uint32_t rank;
-
-			if (plan->pair_row[p] < 0)
-				continue;
-			rank = map->rank_of[plan->pair_row[p]];
-			used[rank] += last[rank] != t;
-			last[rank] = t;
+	memset(state, 0, map->n_ranks * sizeof(*state));
+	for (uint32_t t = 0; t < n_tokens; t++) {
+		for (uint32_t k = 0; k < top_k; k++, p++) {
+			if (pair_row[p] >= 0)
+				visit(&state[rank_of[pair_row[p]]], t);
 		}
 	}
 	for (uint32_t r = 0; r < map->n_ranks; r++) {
 		plan->unique_first[r] = row;
-		row += used[r];
+		row += (uint32_t)state[r];
 	}
 	plan->unique_first[map->n_ranks] = row;
 	plan->n_unique = row;
@@ -114,24 +124,22 @@ static uint32_t find_overflow(const struct m2n_plan *plan)
 /* Takes the row from every pair that comes after its rank is full. */
 static void drop_overflow(struct m2n_plan *plan, const struct m2n_map *map)
 {
-	uint32_t *used = plan->rank_used, *last = plan->rank_last;
+	uint64_t *state = plan->rank_state;
 	size_t p = 0;
 
-	memset(used, 0, map->n_ranks * sizeof(*used));
-	memset(last, 0, map->n_ranks * sizeof(*last));
+	memset(state, 0, map->n_ranks * sizeof(*state));
 	for (uint32_t t = 0; t < plan->n_tokens; t++) {
 		for (uint32_t k = 0; k < plan->limits.top_k; k++, p++) {
 			int32_t instance = plan->pair_row[p];
-			uint32_t rank;
+			uint64_t *at;
 
 			if (instance < 0)
 				continue;
-			rank = map->rank_of[instance];
-			if (plan->limits.dedup && last[rank] == t + 1)
+			at = &state[map->rank_of[instance]];
+			if (plan->limits.dedup && *at >> 32 == t + 1)
 				continue; /* travels with a row that the rank has room for */
-			if (used[rank] < plan->limits.rank_capacity) {
-				used[rank]++;
-				last[rank] = t + 1;
+			if ((uint32_t)*at < plan->limits.rank_capacity) {
+				*at = (uint64_t)(t + 1) << 32 | ((uint32_t)*at + 1);
 				continue;
 			}
 			plan->pair_row[p] = -1;
@@ -143,62 +151,111 @@ static void drop_overflow(struct m2n_plan *plan, const struct m2n_map *map)
 
 static void place_rows(struct m2n_plan *plan, const struct m2n_map *map)
 {
-	uint32_t *restrict next = plan->next, *restrict row_token = plan->row_token;
-	uint32_t *restrict row_pair = plan->row_pair;
+	uint32_t *restrict next = plan->next, *restrict row_pair = plan->row_pair;
 	int32_t *restrict pair_row = plan->pair_row;
 	uint16_t *restrict pair_rank = plan->pair_rank;
 	const uint16_t *restrict rank_of = map->rank_of;
-	uint32_t top_k = plan->limits.top_k, p = 0;
+	uint32_t n_pairs = plan->n_tokens * plan->limits.top_k;
 
-	for (uint32_t t = 0; t < plan->n_tokens; t++) {
+	for (uint32_t p = 0; p < n_pairs; p++) {
+		int32_t instance = pair_row[p];
+		uint32_t row;
+
+		if (instance < 0)
+			continue;
+		row = next[instance]++;
+		pair_rank[p] = rank_of[instance];
+		pair_row[p] = (int32_t)row;
+		row_pair[row] = p;
+	}
+}
+
+/* As place_rows(), and the unique row of each row. */
+static void place_unique(struct m2n_plan *plan, const struct m2n_map *map)
+{
+	uint64_t *restrict state = plan->rank_state;
+	uint32_t *restrict next = plan->next, *restrict row_pair = plan->row_pair;
+	uint32_t *restrict row_unique = plan->row_unique;
+	uint32_t *restrict unique_token = plan->unique_token;
+	int32_t *restrict pair_row = plan->pair_row;
+	uint16_t *restrict pair_rank = plan->pair_rank;
+	uint32_t top_k = plan->limits.top_k, n_tokens = plan->n_tokens, p = 0;
+
+	for (uint32_t r = 0; r < map->n_ranks; r++)
+		state[r] = plan->unique_first[r];
+	for (uint32_t t = 0; t < n_tokens; t++) {
 		for (uint32_t k = 0; k < top_k; k++, p++) {
 			int32_t instance = pair_row[p];
-			uint32_t row;
+			uint32_t rank, row, unique;
 
 			if (instance < 0)
 				continue;
+			rank = map->rank_of[instance];
 			row = next[instance]++;
-			pair_rank[p] = rank_of[instance];
+			unique = (uint32_t)visit(&state[rank], t) - 1;
+			pair_rank[p] = (uint16_t)rank;
 			pair_row[p] = (int32_t)row;
 			row_pair[row] = p;
-			row_token[row] = t;
+			row_unique[row] = unique;
+			unique_token[unique] = t; /* again for each pair of the token there */
 		}
 	}
 }
 
-static void place_unique(struct m2n_plan *plan, const struct m2n_map *map)
+/*
+ * The reply of each pair when expert ranks reduce: the unique row, for the first of a token's
+ * pairs on a rank. Unique rows of a rank rise with the token, so a first pair is one whose unique
+ * row is the rank's next.
+ */
+static void place_replies(struct m2n_plan *plan, const struct m2n_map *map)
 {
-	uint32_t *next_unique = plan->rank_used, *last = plan->rank_last;
-	int reduce = plan->limits.reduce_at_expert;
-	uint32_t p = 0;
+	uint64_t *restrict next = plan->rank_state; /* here the next unique row of each rank */
+	const uint32_t *restrict row_unique = plan->row_unique;
+	const int32_t *restrict pair_row = plan->pair_row;
+	const uint16_t *restrict pair_rank = plan->pair_rank;
+	int32_t *restrict pair_reply = plan->pair_reply;
+	uint32_t n_pairs = plan->n_tokens * plan->limits.top_k;
 
-	memcpy(next_unique, plan->unique_first, map->n_ranks * sizeof(*next_unique));
-	memset(last, 0, map->n_ranks * sizeof(*last));
-	for (uint32_t t = 0; t < plan->n_tokens; t++) {
-		for (uint32_t k = 0; k < plan->limits.top_k; k++, p++) {
-			int32_t instance = plan->pair_row[p];
-			uint32_t rank, row, unique;
-			int is_first;
+	for (uint32_t r = 0; r < map->n_ranks; r++)
+		next[r] = plan->unique_first[r];
+	for (uint32_t p = 0; p < n_pairs; p++) {
+		uint32_t unique, is_first;
 
-			if (reduce)
-				plan->pair_reply[p] = -1;
-			if (instance < 0)
-				continue;
-			rank = map->rank_of[instance];
-			row = plan->next[instance]++;
-			is_first = last[rank] != t + 1;
-			last[rank] = t + 1;
-			next_unique[rank] += (uint32_t)is_first;
-			unique = next_unique[rank] - 1;
-			plan->pair_rank[p] = (uint16_t)rank;
-			plan->pair_row[p] = (int32_t)row;
-			plan->row_pair[row] = p;
-			plan->row_token[row] = t;
-			plan->row_unique[row] = unique;
-			plan->unique_token[unique] = t;
-			if (reduce && is_first)
-				plan->pair_reply[p] = (int32_t)unique;
-		}
+		pair_reply[p] = -1;
+		if (pair_row[p] < 0)
+			continue;
+		unique = row_unique[pair_row[p]];
+		is_first = unique == next[pair_rank[p]];
+		next[pair_rank[p]] += is_first;
+		/* All ones unless first. */
+		pair_reply[p] = (int32_t)(unique | (is_first - 1));
+	}
+}
+
+/*
+ * Token of each row: pair / top_k. Dividing by multiplying with the reciprocal is exact here: the
+ * quotient of pair + 0.5 is at least 0.5 / top_k away from an integer, and two roundings move it
+ * by less than pair / top_k * 2^-23 in float (2^-52 in double), which is less for pairs below
+ * 2^22 (2^31). Compilers make vector code of both loops.
+ */
+static void find_tokens(struct m2n_plan *plan)
+{
+	uint32_t n_rows = plan->n_rows, top_k = plan->limits.top_k;
+	const uint32_t *restrict row_pair = plan->row_pair;
+	uint32_t *restrict row_token = plan->row_token;
+
+	if (plan->n_tokens * top_k <= 1u << 22) {
+		float inverse = 1.0f / (float)top_k;
+
+		for (uint32_t row = 0; row < n_rows; row++)
+			row_token[row] =
+				(uint32_t)(int32_t)(((float)(int32_t)row_pair[row] + 0.5f) * inverse);
+	} else {
+		double inverse = 1.0 / (double)top_k;
+
+		for (uint32_t row = 0; row < n_rows; row++)
+			row_token[row] =
+				(uint32_t)(int32_t)(((double)(int32_t)row_pair[row] + 0.5) * inverse);
 	}
 }
 
@@ -223,6 +280,9 @@ int m2n__plan_build(struct m2n_plan *plan, struct m2n_map *map)
 		place_unique(plan, map);
 	else
 		place_rows(plan, map);
+	if (plan->limits.reduce_at_expert)
+		place_replies(plan, map);
+	find_tokens(plan);
 	if (plan->map != map) {
 		m2n__map_unref(plan->map);
 		plan->map = m2n__map_ref(map);
