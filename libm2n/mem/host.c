@@ -146,7 +146,7 @@ int m2n__mem_commit(struct m2n__mem *mem, size_t offset, size_t bytes)
 		if (ret)
 			ret = m2n__error(-ENOMEM, "no memory for %zu of %zu bytes: fallocate: %s; %s",
 				bytes, mem->bytes, strerrordesc_np(-ret), hugetlb ?
-				"raise vm.nr_hugepages" : "see memory.max of the control group");
+				"raise vm.nr_hugepages" : "see the control group's memory limit");
 	}
 	if (!ret && offset <= mem->committed && end > mem->committed)
 		mem->committed = end;

@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -372,6 +373,73 @@ static void child_with_a_small_dev_shm(void *arg)
 	m2n__mem_free(mem);
 }
 
+static void make_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+	child_check(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
+	close(fd);
+}
+
+/* The files of a made-up control group, in the form of one version or the other. */
+struct group_files {
+	const char *line; /* of /proc/self/cgroup */
+	const char *max, *used, *stat;
+	const char *stat_text;
+	const char *want; /* in the error text */
+};
+
+/* 64 MiB of which 40 are used, 10 of these by page cache. */
+static void child_in_a_control_group(void *arg)
+{
+	const struct group_files *files = arg;
+	struct m2n__mem *mem = NULL;
+
+	if (!enter_namespace() || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+		mount("m2n", "/sys/fs/cgroup", "tmpfs", 0, "size=64K")) {
+		print_message("skipped: no right to mount on /sys/fs/cgroup\n");
+		_exit(SKIPPED);
+	}
+	child_check(mkdir("/sys/fs/cgroup/memory", 0700) == 0);
+	make_file("/sys/fs/cgroup/line", files->line);
+	if (mount("/sys/fs/cgroup/line", "/proc/self/cgroup", NULL, MS_BIND, NULL)) {
+		print_message("skipped: no right to mount on /proc/self/cgroup\n");
+		_exit(SKIPPED);
+	}
+	make_file(files->max, "67108864\n");
+	make_file(files->used, "41943040\n");
+	make_file(files->stat, files->stat_text);
+	child_check(m2n__mem_alloc(34 * MIB, 34 * MIB, M2N__HUGE_NO, &mem) == 0);
+	m2n__mem_free(mem);
+	mem = NULL;
+	child_check(m2n__mem_alloc(35 * MIB, 35 * MIB, M2N__HUGE_NO, &mem) == -ENOMEM);
+	child_check(strstr(m2n_error_text(), files->want));
+	child_check(!mem);
+	make_file(files->max, "max\n");
+	child_check(m2n__mem_alloc(35 * MIB, 35 * MIB, M2N__HUGE_NO, &mem) == 0);
+	m2n__mem_free(mem);
+}
+
+static void the_control_group_sets_a_limit(void **state)
+{
+	struct group_files versions[] = {
+		{"0::/here/below\n", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current",
+			"/sys/fs/cgroup/memory.stat",
+			"anon 7\ninactive_file 6291456\nactive_file 4194304\n",
+			"36700160 bytes: the control group has room for 35651584; raise its "
+			"memory.max"},
+		{"3:cpuset:/\n2:memory:/\n0::/\n", "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+			"/sys/fs/cgroup/memory/memory.usage_in_bytes",
+			"/sys/fs/cgroup/memory/memory.stat",
+			"inactive_file 0\ntotal_inactive_file 6291456\ntotal_active_file 4194304\n",
+			"has room for 35651584; raise its memory.limit_in_bytes"},
+	};
+
+	(void)state;
+	run_child(child_in_a_control_group, &versions[0]);
+	run_child(child_in_a_control_group, &versions[1]);
+}
+
 static void a_full_dev_shm_does_not_matter(void **state)
 {
 	(void)state;
@@ -425,6 +493,7 @@ int main(void)
 		cmocka_unit_test(huge_yes_has_huge_pages_or_says_how),
 		cmocka_unit_test(each_limit_is_an_error_with_its_name),
 		cmocka_unit_test(more_than_the_machine_has_is_refused),
+		cmocka_unit_test(the_control_group_sets_a_limit),
 		cmocka_unit_test(a_full_dev_shm_does_not_matter),
 		cmocka_unit_test(memory_of_the_user_is_described),
 	};
