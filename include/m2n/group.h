@@ -45,6 +45,7 @@ M2N_API int m2n_group_join(struct m2n_ctx *ctx, const struct m2n_group_params *p
 /* Leaves: peers see this rank as left, not lost. Channels and exchanges must be destroyed first. */
 M2N_API void m2n_group_leave(struct m2n_group *group);
 
+/* This rank, and the number of ranks as joined. Thread-safe. */
 M2N_API int m2n_group_rank(const struct m2n_group *group);
 M2N_API int m2n_group_size(const struct m2n_group *group);
 

@@ -48,8 +48,8 @@ static const struct row rows[] = {M2N_OPTION_LIST(M2N_OPTION_ROW)};
 #define N_ROWS (sizeof(rows) / sizeof(rows[0]))
 _Static_assert(N_ROWS <= 64, "from_environment has a bit per row");
 
-/* Names that begin with M2N_ and are not the library's: where the tests find their data. */
-static const char *const not_options[] = {"DATA"};
+/* Variables of M2N_ that are no options: the launcher's, and where the tests find their data. */
+static const char *const not_options[] = {"LOCAL_RANK", "LOCAL_SIZE", "DATA"};
 
 const char *m2n__getenv(void *arg, const char *name)
 {

@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Opening and closing of contexts: options, log, kernels, the host's identity, the signal table,
+ * and one iface of every backend that is usable and asked for.
+ */
+#include "core/context.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "backend/registry.h"
+#include "core/group.h"
+#include "util/error.h"
+#include "util/time.h"
+
+extern char **environ;
+
+int m2n__params_read(void *copy, size_t copy_bytes, const void *init, const void *params,
+	const char *what)
+{
+	size_t size;
+
+	memcpy(copy, init, copy_bytes);
+	if (!params)
+		return 0;
+	memcpy(&size, params, sizeof(size));
+	if (size < sizeof(size) || size > 65536)
+		return m2n__error(-EINVAL,
+			"%s.size is %zu; start from the INIT macro, which sets it to %zu", what, size,
+			copy_bytes);
+	for (size_t i = copy_bytes; i < size; i++)
+		if (((const char *)params)[i])
+			return m2n__error(-EINVAL,
+				"%s.size is %zu, this library knows %zu bytes and byte %zu is not zero: "
+				"the program was built for a newer libm2n", what, size, copy_bytes, i);
+	memcpy(copy, params, size < copy_bytes ? size : copy_bytes);
+	memcpy(copy, &copy_bytes, sizeof(copy_bytes));
+	return 0;
+}
+
+/* Same value in processes that share memory: kernel boot and PID namespace. */
+static void find_host_id(struct m2n_ctx *ctx)
+{
+	char boot[40] = "unknown";
+	struct stat st;
+	int fd;
+
+	if (ctx->options.host_id[0]) {
+		snprintf(ctx->host_id, sizeof(ctx->host_id), "%s", ctx->options.host_id);
+		return;
+	}
+	fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		ssize_t n = read(fd, boot, 36);
+
+		boot[n > 0 ? n : 0] = '\0';
+		close(fd);
+	}
+	if (stat("/proc/self/ns/pid", &st))
+		st.st_ino = 0;
+	snprintf(ctx->host_id, sizeof(ctx->host_id), "%s.%lu", boot, (unsigned long)st.st_ino);
+}
+
+static int open_backend(struct m2n_ctx *ctx, const struct m2n__backend_ops *ops)
+{
+	struct m2n__backend *b = &ctx->backends[ctx->n_backends++];
+	struct m2n__iface_params params = {
+		.options = &ctx->options,
+		.host_id = ctx->host_id,
+		.signals = ctx->signals,
+		.signal_mem = ctx->signal_mem,
+		.n_signals = (uint32_t)ctx->options.n_signals,
+	};
+	int rc;
+
+	m2n__backend_resolve(ops, &b->ops);
+	rc = b->ops.probe(&ctx->options);
+	if (!rc)
+		rc = b->ops.open(&params, &b->iface);
+	if (rc) {
+		b->iface = NULL;
+		snprintf(b->reason, sizeof(b->reason), "%s", m2n_error_text());
+		return rc;
+	}
+	b->iface->ops = &b->ops;
+	if (!(b->ops.caps & M2N__CAP_MAPPED))
+		ctx->polled[ctx->n_polled++] = b->iface;
+	if (b->ops.caps & M2N__CAP_SLEEP && !ctx->sleeper)
+		ctx->sleeper = b->iface;
+	return 0;
+}
+
+static const struct m2n__backend_ops *find_backend(const char *name)
+{
+	for (unsigned i = 0; m2n__backends[i]; i++)
+		if (strcmp(m2n__backends[i]->name, name) == 0)
+			return m2n__backends[i];
+	return NULL;
+}
+
+static int no_such_backend(const char *name)
+{
+	char names[128] = "";
+	size_t at = 0;
+
+	for (unsigned i = 0; m2n__backends[i]; i++)
+		at += (size_t)snprintf(names + at, sizeof(names) - at, ", %s",
+			m2n__backends[i]->name);
+	return m2n__error(M2N_ERR_BACKEND,
+		"backend '%s' is not in this build; there are: auto%s, fault:NAME", name, names);
+}
+
+static int open_backends(struct m2n_ctx *ctx)
+{
+	/* The interposer's inner table must outlive the context: one, as the header says. */
+	static struct m2n__backend_ops fault_inner;
+	const char *want = ctx->options.backend;
+	int is_auto = strcmp(want, "auto") == 0;
+	const struct m2n__backend_ops *ops;
+
+	if (strncmp(want, "fault:", 6) == 0) {
+		ops = find_backend(want + 6);
+		if (!ops || !(ops->caps & M2N__CAP_MAPPED))
+			return ops ? m2n__error(M2N_ERR_BACKEND, "fault: '%s' is not a mapped backend",
+					     want + 6)
+				   : no_such_backend(want + 6);
+		m2n__fault_wrap(m2n__backend_resolve(ops, &fault_inner));
+		return open_backend(ctx, &m2n__backend_fault);
+	}
+	if (!is_auto) {
+		ops = find_backend(want);
+		if (!ops)
+			return no_such_backend(want);
+	}
+	for (unsigned i = 0; m2n__backends[i]; i++) {
+		if (is_auto || strcmp(m2n__backends[i]->name, want) == 0) {
+			int rc = open_backend(ctx, m2n__backends[i]);
+
+			if (rc && !is_auto)
+				return rc;
+		} else {
+			struct m2n__backend *b = &ctx->backends[ctx->n_backends++];
+
+			m2n__backend_resolve(m2n__backends[i], &b->ops);
+			snprintf(b->reason, sizeof(b->reason), "BACKEND is '%s'", want);
+		}
+	}
+	return 0;
+}
+
+static void log_choice(struct m2n_ctx *ctx)
+{
+	char line[400];
+	size_t at = 0;
+
+	for (unsigned i = 0; i < ctx->n_backends && at < sizeof(line); i++)
+		at += (size_t)snprintf(line + at, sizeof(line) - at, "%s%s%s%s", i ? "; " : "",
+			ctx->backends[i].ops.name, ctx->backends[i].iface ? "" : ": not used, ",
+			ctx->backends[i].reason);
+	m2n__log(&ctx->log, M2N_LOG_INFO, "kernels %s; backends %s", ctx->kernels->name, line);
+}
+
+static int open_parts(struct m2n_ctx *ctx)
+{
+	size_t bytes = (size_t)ctx->options.n_signals * sizeof(uint64_t);
+	const char *kernels = ctx->options.kernels;
+	int rc;
+
+	ctx->kernels = m2n__kernels_select(strcmp(kernels, "auto") == 0 ? NULL : kernels);
+	if (!ctx->kernels)
+		return m2n__error(M2N_ERR_OPTION,
+			"option KERNELS: '%s' is unknown or this processor lacks it; accepted: auto, "
+			"scalar, avx2, avx512", kernels);
+	find_host_id(ctx);
+	ctx->spin_ns = ctx->options.spin_ns;
+	/* Only messaging backends use the table: address space until then. */
+	rc = m2n__mem_alloc(bytes, strncmp(ctx->options.backend, "fault:", 6) ? 0 : bytes,
+		M2N__HUGE_NO, &ctx->signal_mem);
+	if (rc)
+		return rc;
+	ctx->signals = ctx->signal_mem->base;
+	rc = open_backends(ctx);
+	if (!rc)
+		log_choice(ctx);
+	return rc;
+}
+
+int m2n_ctx_open(const struct m2n_ctx_params *params, struct m2n_ctx **ctx_out)
+{
+	static const struct m2n_ctx_params init = M2N_CTX_PARAMS_INIT;
+	char warning[256] = "";
+	struct m2n_ctx_params p;
+	pthread_mutexattr_t recursive;
+	struct m2n_ctx *ctx;
+	int rc;
+
+	rc = m2n__params_read(&p, sizeof(p), &init, params, "m2n_ctx_params");
+	if (rc)
+		return rc;
+	if (!ctx_out)
+		return m2n__error(-EINVAL, "m2n_ctx_open: ctx is NULL");
+	ctx = calloc(1, sizeof(*ctx));
+	if (!ctx)
+		return m2n__error(-ENOMEM, "no memory for a context");
+	pthread_mutexattr_init(&recursive);
+	pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
+	pthread_mutex_init(&ctx->lock, &recursive);
+	pthread_mutexattr_destroy(&recursive);
+	rc = m2n__options_parse(&ctx->options, p.backend, p.options, environ, m2n__getenv, NULL,
+		warning, sizeof(warning));
+	if (!rc) {
+		ctx->log.sink = p.log;
+		ctx->log.sink_arg = p.log_arg;
+		ctx->log.stderr_level = ctx->options.log_level;
+		ctx->log.level = p.log ? M2N_LOG_TRACE : ctx->options.log_level;
+		if (warning[0])
+			m2n__log(&ctx->log, M2N_LOG_WARN, "%s", warning);
+		rc = open_parts(ctx);
+	}
+	if (rc) {
+		m2n_ctx_close(ctx);
+		return rc;
+	}
+	*ctx_out = ctx;
+	return 0;
+}
+
+void m2n_ctx_close(struct m2n_ctx *ctx)
+{
+	if (!ctx)
+		return;
+	if (ctx->groups)
+		m2n__log(&ctx->log, M2N_LOG_WARN, "context closed with a group still joined");
+	while (ctx->groups)
+		m2n_group_leave(ctx->groups);
+	m2n__mems_close(ctx);
+	for (unsigned i = 0; i < ctx->n_backends; i++)
+		if (ctx->backends[i].iface)
+			ctx->backends[i].ops.close(ctx->backends[i].iface);
+	m2n__mem_free(ctx->signal_mem);
+	free(ctx->free_signals);
+	m2n__options_clear(&ctx->options);
+	pthread_mutex_destroy(&ctx->lock);
+	free(ctx);
+}
+
+int m2n__ctx_lock(struct m2n_ctx *ctx)
+{
+	return pthread_mutex_lock(&ctx->lock);
+}
+
+void m2n__ctx_unlock(struct m2n_ctx *ctx)
+{
+	pthread_mutex_unlock(&ctx->lock);
+}
+
+int m2n__ctx_poll(struct m2n_ctx *ctx)
+{
+	int n = 0;
+
+	for (unsigned i = 0; i < ctx->n_polled; i++)
+		n += ctx->polled[i]->ops->progress(ctx->polled[i]);
+	if (pthread_mutex_trylock(&ctx->lock))
+		return n; /* another thread is at it */
+	for (struct m2n_group *group = ctx->groups; group; group = group->next)
+		n += m2n__group_poll(group);
+	pthread_mutex_unlock(&ctx->lock);
+	return n;
+}
+
+int m2n__ctx_poll_sometimes(struct m2n_ctx *ctx, int64_t now_ns)
+{
+	int64_t last = atomic_load_explicit(&ctx->last_poll_ns, memory_order_relaxed);
+
+	if (now_ns - last < 1000000)
+		return 0;
+	atomic_store_explicit(&ctx->last_poll_ns, now_ns, memory_order_relaxed);
+	return m2n__ctx_poll(ctx);
+}
+
+int m2n_ctx_progress(struct m2n_ctx *ctx)
+{
+	return ctx ? m2n__ctx_poll(ctx) : 0;
+}
+
+int m2n_ctx_backend_at(struct m2n_ctx *ctx, unsigned index, struct m2n_backend_attr *attr)
+{
+	if (!ctx || !attr)
+		return m2n__error(-EINVAL, "m2n_ctx_backend_at: ctx or attr is NULL");
+	if (index >= ctx->n_backends)
+		return -ENOENT;
+	attr->name = ctx->backends[index].ops.name;
+	attr->about = ctx->backends[index].ops.about;
+	attr->usable = ctx->backends[index].iface != NULL;
+	attr->reason = ctx->backends[index].reason;
+	return 0;
+}
+
+int m2n_ctx_option(struct m2n_ctx *ctx, const char *name, char *value, size_t bytes,
+	const char **origin)
+{
+	if (!ctx || !name || !value)
+		return m2n__error(-EINVAL, "m2n_ctx_option: ctx, name or value is NULL");
+	return m2n__options_format(&ctx->options, name, value, bytes, origin);
+}
+
+int m2n__signal_alloc(struct m2n_ctx *ctx, uint32_t n, uint32_t *first)
+{
+	for (uint32_t i = 0; i < ctx->n_free_signals; i++) {
+		struct m2n__signal_range *r = &ctx->free_signals[i];
+
+		if (r->n != n)
+			continue;
+		*first = r->first;
+		*r = ctx->free_signals[--ctx->n_free_signals];
+		for (uint32_t k = 0; k < n; k++)
+			atomic_store_explicit(&ctx->signals[*first + k], 0, memory_order_relaxed);
+		return 0;
+	}
+	if (n > (uint32_t)ctx->options.n_signals - ctx->n_signals_used)
+		return m2n__error(-ENOMEM,
+			"the signal table is full: %u words used, %u more wanted, option SIGNALS is %ld",
+			ctx->n_signals_used, n, (long)ctx->options.n_signals);
+	*first = ctx->n_signals_used;
+	ctx->n_signals_used += n;
+	return 0;
+}
+
+void m2n__signal_free(struct m2n_ctx *ctx, uint32_t first, uint32_t n)
+{
+	struct m2n__signal_range *grown = realloc(ctx->free_signals,
+		(ctx->n_free_signals + 1) * sizeof(*grown));
+
+	if (!grown)
+		return; /* the range stays unused; nothing else is harmed */
+	ctx->free_signals = grown;
+	grown[ctx->n_free_signals++] = (struct m2n__signal_range){first, n};
+}

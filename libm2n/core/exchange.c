@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The public exchange: a thin layer over links that numbers messages per peer and looks peers up
+ * by rank. Message n of a sender uses slot n % depth; the slot counters wrap, nothing divides.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/link.h"
+#include "util/error.h"
+
+#define MAX_DEPTH 64
+
+
+static int check_params(const struct m2n_exchange_params *p)
+{
+	if (!p->name || !p->name[0] || strlen(p->name) > 23)
+		return m2n__error(-EINVAL, "exchange: name '%s': 1..23 characters",
+			p->name ? p->name : "(NULL)");
+	if (p->depth < 1 || p->depth > MAX_DEPTH)
+		return m2n__error(-EINVAL, "exchange '%s': depth is %u, accepted: 1..%d", p->name,
+			p->depth, MAX_DEPTH);
+	if (p->max_bytes > SIZE_MAX / 256)
+		return m2n__error(-EINVAL, "exchange '%s': max_bytes is %zu, accepted: 0..%zu",
+			p->name, p->max_bytes, SIZE_MAX / 256);
+	if ((p->n_send && !p->send_to) || (p->n_recv && !p->recv_from))
+		return m2n__error(-EINVAL, "exchange '%s': a list of ranks is NULL", p->name);
+	if (!p->n_send && !p->n_recv)
+		return m2n__error(-EINVAL, "exchange '%s': no peers: n_send and n_recv are 0",
+			p->name);
+	return 0;
+}
+
+static int check_list(const char *name, const char *what, const int *ranks, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		for (size_t k = 0; k < i; k++)
+			if (ranks[i] == ranks[k])
+				return m2n__error(-EINVAL, "exchange '%s': rank %d is in %s twice", name,
+					ranks[i], what);
+	return 0;
+}
+
+int m2n_exchange_create(struct m2n_group *group, const struct m2n_exchange_params *params,
+	struct m2n_exchange **exchange)
+{
+	static const struct m2n_exchange_params init = M2N_EXCHANGE_PARAMS_INIT;
+	struct m2n__exchange_spec spec = {0};
+	struct m2n_exchange_params p;
+	char name[32], title[64];
+	struct m2n_exchange *x;
+	int rc = m2n__params_read(&p, sizeof(p), &init, params, "m2n_exchange_params");
+
+	if (!rc && (!group || !exchange))
+		rc = m2n__error(-EINVAL, "m2n_exchange_create: group or exchange is NULL");
+	if (!rc)
+		rc = check_params(&p);
+	if (!rc)
+		rc = check_list(p.name, "send_to", p.send_to, p.n_send);
+	if (!rc)
+		rc = check_list(p.name, "recv_from", p.recv_from, p.n_recv);
+	if (rc)
+		return rc;
+	snprintf(name, sizeof(name), "x/%s", p.name);
+	snprintf(title, sizeof(title), "exchange '%s'", p.name);
+	spec.name = name;
+	spec.title = title;
+	spec.send_to = p.send_to;
+	spec.n_send = p.n_send;
+	spec.recv_from = p.recv_from;
+	spec.n_recv = p.n_recv;
+	spec.n_slots = p.depth;
+	spec.slot_bytes = p.max_bytes;
+	spec.explicit_credits = 1;
+	m2n__shape_add(&spec.shape, "max_bytes", p.max_bytes);
+	m2n__shape_add(&spec.shape, "depth", p.depth);
+	rc = m2n__exchange_open(group, &spec, &x);
+	if (rc)
+		return rc;
+	rc = m2n__exchange_connect(x, p.timeout_ns);
+	if (rc) {
+		m2n__exchange_close(x);
+		return rc;
+	}
+	*exchange = x;
+	return 0;
+}
+
+void m2n_exchange_destroy(struct m2n_exchange *exchange)
+{
+	m2n__exchange_close(exchange);
+}
+
+static struct m2n__tx *find_tx(struct m2n_exchange *x, int rank)
+{
+	for (size_t i = 0; x && i < x->n_tx; i++)
+		if (x->tx[i].peer->rank == rank)
+			return &x->tx[i];
+	m2n__error(-EINVAL, "%s: does not send to rank %d", x ? x->title : "exchange NULL", rank);
+	return NULL;
+}
+
+static struct m2n__rx *find_rx(struct m2n_exchange *x, int rank)
+{
+	for (size_t i = 0; x && i < x->n_rx; i++)
+		if (x->rx[i].peer->rank == rank)
+			return &x->rx[i];
+	m2n__error(-EINVAL, "%s: does not receive from rank %d", x ? x->title : "exchange NULL",
+		rank);
+	return NULL;
+}
+
+static int lost(const struct m2n_exchange *x, const struct m2n__peer *peer)
+{
+	return m2n__error(M2N_ERR_PEER_LOST, "%s: rank %d is lost: %s", x->title, peer->rank,
+		peer->reason[0] ? peer->reason : "it closed its side");
+}
+
+static int put_mapped(struct m2n_exchange *x, struct m2n__tx *tx, const struct m2n_iov *iov,
+	size_t n_iov, size_t bytes)
+{
+	const struct m2n__kernels *kernels = x->ctx->kernels;
+	uint32_t slot = tx->slot;
+	uint8_t *at = tx->slots + slot * x->stride;
+	struct m2n__slot_head *head = (struct m2n__slot_head *)at;
+	int stream = bytes > x->ctx->options.nt_bytes;
+
+	at += sizeof(*head);
+	for (size_t i = 0; i < n_iov; i++) {
+		if (stream)
+			kernels->stream(at, iov[i].base, iov[i].bytes);
+		else
+			kernels->copy(at, iov[i].base, iov[i].bytes);
+		at += iov[i].bytes;
+	}
+	head->bytes = bytes;
+	if (stream)
+		kernels->fence();
+	m2n__tx_signal(x, tx, slot, tx->seq);
+	m2n__tx_notify(tx);
+	return 0;
+}
+
+static int put_messaging(struct m2n_exchange *x, struct m2n__tx *tx, const struct m2n_iov *iov,
+	size_t n_iov, size_t bytes)
+{
+	struct m2n__slot_head head = {.bytes = bytes};
+
+	return m2n__tx_put_slot(x, tx, tx->slot, tx->seq, &head, iov,
+		n_iov);
+}
+
+int m2n_exchange_put(struct m2n_exchange *x, int peer, const struct m2n_iov *iov, size_t n_iov,
+	int64_t timeout_ns)
+{
+	struct m2n__tx *tx = find_tx(x, peer);
+	struct m2n__wait w;
+	size_t bytes = 0;
+	uint32_t slot;
+	int rc = 0;
+
+	if (!tx || (n_iov && !iov))
+		return tx ? m2n__error(-EINVAL, "%s: iov is NULL", x->title) : -EINVAL;
+	for (size_t i = 0; i < n_iov; i++)
+		bytes += iov[i].bytes;
+	if (bytes > x->spec.slot_bytes)
+		return m2n__error(-EMSGSIZE, "%s: message of %zu bytes, max_bytes is %zu", x->title,
+			bytes, x->spec.slot_bytes);
+	slot = tx->slot;
+	m2n__wait_begin(&w, x->ctx, timeout_ns);
+	while (m2n__tx_up(tx) && !m2n__tx_free(x, tx, slot) && !(rc = m2n__wait_step(&w)))
+		;
+	m2n__wait_end(&w);
+	if (w.start_ns)
+		m2n__tally_add(&tx->tally.wait_ns, (uint64_t)m2n__waited_ns(&w));
+	if (rc)
+		return rc == -EAGAIN ? rc
+				     : m2n__error(rc, "%s: rank %d has released none of %u slots "
+					"(message %lu)", x->title, peer, x->spec.n_slots,
+					(unsigned long)tx->seq);
+	m2n__exchange_enter(x);
+	if (!m2n__tx_up(tx))
+		rc = lost(x, tx->peer);
+	else
+		rc = tx->slots ? put_mapped(x, tx, iov, n_iov, bytes)
+			       : put_messaging(x, tx, iov, n_iov, bytes);
+	m2n__exchange_exit(x);
+	if (rc)
+		return rc;
+	tx->seq++;
+	tx->slot = tx->slot + 1 == x->spec.n_slots ? 0 : tx->slot + 1;
+	m2n__tally_add(&tx->tally.n_rounds, 1);
+	m2n__tally_add(&tx->tally.bytes, bytes);
+	return 0;
+}
+
+int m2n_exchange_flush(struct m2n_exchange *x, int peer, int64_t timeout_ns)
+{
+	struct m2n__tx *tx = find_tx(x, peer);
+
+	return tx ? m2n__tx_flush(x, tx, timeout_ns) : -EINVAL;
+}
+
+static int complete(const struct m2n_exchange *x, const struct m2n__rx *rx, uint32_t slot)
+{
+	if (!m2n__rx_ready(x, rx, slot, rx->seq))
+		return 0;
+	return rx->mapped || m2n__rx_body_ready(x, rx, slot, rx->seq,
+				     m2n__rx_head(x, rx, slot)->n_body_puts);
+}
+
+int m2n_exchange_get(struct m2n_exchange *x, int peer, int64_t timeout_ns, const void **data,
+	size_t *bytes)
+{
+	struct m2n__rx *rx = find_rx(x, peer);
+	const struct m2n__slot_head *head;
+	struct m2n__wait w;
+	uint32_t slot;
+	int rc = 0;
+
+	if (!rx || !data || !bytes)
+		return rx ? m2n__error(-EINVAL, "%s: data or bytes is NULL", x->title) : -EINVAL;
+	if (rx->held)
+		return m2n__error(-EBUSY, "%s: the last message of rank %d was not released",
+			x->title, peer);
+	slot = rx->slot;
+	m2n__wait_begin(&w, x->ctx, timeout_ns);
+	while (!complete(x, rx, slot) && m2n__rx_up(rx) && !(rc = m2n__wait_step(&w)))
+		;
+	m2n__wait_end(&w);
+	if (w.start_ns)
+		m2n__tally_add(&rx->tally.wait_ns, (uint64_t)m2n__waited_ns(&w));
+	if (!complete(x, rx, slot)) { /* what had arrived of a lost peer is still taken */
+		if (!m2n__rx_up(rx))
+			return lost(x, rx->peer);
+		return rc == -EAGAIN ? rc
+				     : m2n__error(rc, "%s: message %lu of rank %d did not come",
+					x->title, (unsigned long)rx->seq, peer);
+	}
+	head = m2n__rx_head(x, rx, slot);
+	if (head->bytes > x->spec.slot_bytes)
+		return m2n__error(M2N_ERR_PROTOCOL, "%s: rank %d says %lu bytes, max_bytes is %zu",
+			x->title, peer, (unsigned long)head->bytes, x->spec.slot_bytes);
+	m2n__rx_take(x, rx, slot, rx->mapped ? 0 : head->n_body_puts);
+	rx->held = 1;
+	*data = (const uint8_t *)head + sizeof(*head);
+	*bytes = head->bytes;
+	m2n__tally_add(&rx->tally.n_rounds, 1);
+	m2n__tally_add(&rx->tally.bytes, head->bytes);
+	return 0;
+}
+
+int m2n_exchange_release(struct m2n_exchange *x, int peer)
+{
+	struct m2n__rx *rx = find_rx(x, peer);
+
+	if (!rx)
+		return -EINVAL;
+	if (!rx->held)
+		return m2n__error(-EINVAL, "%s: no message of rank %d is held", x->title, peer);
+	rx->held = 0;
+	if (m2n__rx_up(rx)) {
+		m2n__exchange_enter(x);
+		m2n__rx_credit(x, rx, rx->slot, rx->seq);
+		m2n__exchange_exit(x);
+	}
+	rx->seq++;
+	rx->slot = rx->slot + 1 == x->spec.n_slots ? 0 : rx->slot + 1;
+	return 0;
+}
+
+int m2n_exchange_counters(struct m2n_exchange *x, int peer, struct m2n_counters *sent,
+	struct m2n_counters *received)
+{
+	struct m2n__tx *tx = sent ? find_tx(x, peer) : NULL;
+	struct m2n__rx *rx = received ? find_rx(x, peer) : NULL;
+
+	if ((sent && !tx) || (received && !rx))
+		return -EINVAL;
+	if (sent)
+		m2n__tally_read(&tx->tally, sent);
+	if (received)
+		m2n__tally_read(&rx->tally, received);
+	return 0;
+}

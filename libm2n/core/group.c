@@ -1,0 +1,588 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Groups: joining (store, address record, control port), peers and their states, and the choice
+ * of a backend for each. Connections themselves are in control.c, links in link.c.
+ */
+#include "core/group.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "bootstrap/launcher.h"
+#include "util/error.h"
+#include "util/time.h"
+
+#define RETRY_NS INT64_C(2000000)
+#define MAX_RANKS (1 << 20)
+
+static void peer_key(const struct m2n_group *group, int rank, char key[M2N__STORE_KEY_MAX])
+{
+	snprintf(key, M2N__STORE_KEY_MAX, "%s/rank/%d", group->name, rank);
+}
+
+struct m2n__peer *m2n__group_peer(struct m2n_group *group, int rank)
+{
+	struct m2n__peer *peer;
+
+	if (rank < 0 || rank >= MAX_RANKS) {
+		m2n__error(-EINVAL, "rank %d is out of range 0..%d", rank, MAX_RANKS - 1);
+		return NULL;
+	}
+	if (rank >= group->n_peers) {
+		int n = rank + 1 > group->n_ranks ? rank + 1 : group->n_ranks;
+		struct m2n__peer **grown = realloc(group->peers, (size_t)n * sizeof(*grown));
+
+		if (!grown) {
+			m2n__error(-ENOMEM, "no memory for %d peers", n);
+			return NULL;
+		}
+		memset(grown + group->n_peers, 0, (size_t)(n - group->n_peers) * sizeof(*grown));
+		group->peers = grown;
+		group->n_peers = n;
+	}
+	if (group->peers[rank])
+		return group->peers[rank];
+	peer = calloc(1, sizeof(*peer));
+	if (!peer) {
+		m2n__error(-ENOMEM, "no memory for a peer");
+		return NULL;
+	}
+	peer->group = group;
+	peer->rank = rank;
+	group->peers[rank] = peer;
+	return peer;
+}
+
+static enum m2n_peer_state state_of(const struct m2n__peer *peer)
+{
+	return (enum m2n_peer_state)atomic_load_explicit(&peer->state, memory_order_acquire);
+}
+
+static void set_state(struct m2n__peer *peer, enum m2n_peer_state state)
+{
+	atomic_store_explicit(&peer->state, (int)state, memory_order_release);
+}
+
+/* Ranks that outnumber cores must not spin: the one they wait for needs the core. */
+static void count_local(struct m2n_ctx *ctx, int change)
+{
+	unsigned n = atomic_fetch_add_explicit(&ctx->n_local_peers, (unsigned)change,
+			     memory_order_relaxed) + (unsigned)change;
+	long cores = sysconf(_SC_NPROCESSORS_ONLN);
+
+	ctx->spin_ns = (long)n + 1 > cores ? 0 : ctx->options.spin_ns;
+}
+
+static int choose_backend(struct m2n__peer *peer, const struct m2n__record *record)
+{
+	struct m2n_ctx *ctx = peer->group->ctx;
+	int best = -1;
+	unsigned best_at = 0;
+
+	for (unsigned i = 0; i < ctx->n_backends; i++) {
+		const struct m2n__backend *b = &ctx->backends[i];
+
+		for (unsigned k = 0; b->iface && k < record->n_backends; k++) {
+			if (strcmp(record->backends[k].name, b->ops.name) != 0 ||
+				b->ops.priority <= (best < 0 ? -1 : ctx->backends[best].ops.priority) ||
+				!b->ops.reaches(b->iface, record->backends[k].blob,
+					record->backends[k].bytes))
+				continue;
+			best = (int)i;
+			best_at = k;
+		}
+	}
+	if (best < 0)
+		return m2n__error(M2N_ERR_BACKEND,
+			"no backend of rank %d reaches rank %d (BACKEND is '%s', host '%s' and '%s'); "
+			"m2n_info says why others are not used", peer->group->rank, peer->rank,
+			ctx->options.backend, ctx->host_id, record->host_id);
+	peer->backend = (unsigned)best;
+	return ctx->backends[best].ops.connect(ctx->backends[best].iface,
+		record->backends[best_at].blob, record->backends[best_at].bytes, &peer->ep);
+}
+
+int m2n__peer_opened(struct m2n__peer *peer, struct m2n__conn *conn,
+	const struct m2n__record *record)
+{
+	struct m2n_group *group = peer->group;
+	struct m2n_ctx *ctx = group->ctx;
+	int rc = choose_backend(peer, record);
+
+	if (rc) {
+		peer->ep = NULL;
+		peer->fatal = rc;
+		snprintf(peer->fatal_text, sizeof(peer->fatal_text), "%s", m2n_error_text());
+		return rc;
+	}
+	peer->ep->ops = &ctx->backends[peer->backend].ops;
+	peer->conn = conn;
+	peer->incarnation = record->incarnation;
+	peer->same_host = strcmp(record->host_id, ctx->host_id) == 0;
+	peer->reason[0] = '\0';
+	peer->fatal = 0;
+	if (peer->wanted)
+		group->n_to_dial--;
+	peer->wanted = 0;
+	if (peer->same_host && conn)
+		count_local(ctx, 1);
+	set_state(peer, M2N_PEER_LIVE);
+	m2n__log(&ctx->log, M2N_LOG_DEBUG, "rank %d: peer %d by %s", group->rank, peer->rank,
+		peer->ep->ops->name);
+	for (struct m2n_exchange *x = group->exchanges; x; x = m2n__exchange_next(x))
+		m2n__exchange_peer_live(x, peer);
+	return 0;
+}
+
+void m2n__peer_lost(struct m2n__peer *peer, enum m2n_peer_state state, const char *reason)
+{
+	struct m2n_group *group = peer->group;
+	struct m2n__old_ep *old;
+
+	if (state_of(peer) != M2N_PEER_LIVE)
+		return;
+	set_state(peer, state);
+	snprintf(peer->reason, sizeof(peer->reason), "%s", reason);
+	m2n__log(&group->ctx->log, state == M2N_PEER_LOST ? M2N_LOG_WARN : M2N_LOG_DEBUG,
+		"rank %d: peer %d is %s: %s", group->rank, peer->rank,
+		state == M2N_PEER_LOST ? "lost" : "gone", peer->reason);
+	peer->linger_id = peer->conn ? m2n__conn_id(peer->conn) : 0;
+	if (peer->conn)
+		m2n__conn_end(peer->conn, state == M2N_PEER_LOST);
+	if (peer->same_host && peer->rank != group->rank)
+		count_local(group->ctx, -1);
+	for (struct m2n_exchange *x = group->exchanges; x; x = m2n__exchange_next(x))
+		m2n__exchange_peer_lost(x, peer);
+	m2n__group_forget(group, peer->rank);
+	old = malloc(sizeof(*old));
+	if (old) { /* else it stays open until the process ends */
+		old->ep = peer->ep;
+		old->next = group->old_eps;
+		group->old_eps = old;
+	}
+	peer->ep = NULL;
+}
+
+void m2n__peer_want(struct m2n__peer *peer)
+{
+	if (state_of(peer) == M2N_PEER_LIVE || peer->wanted)
+		return;
+	peer->wanted = 1;
+	peer->fatal = 0;
+	peer->retry_ns = 0;
+	peer->group->n_to_dial++;
+	set_state(peer, M2N_PEER_JOINING);
+}
+
+int m2n__peer_status(struct m2n__peer *peer)
+{
+	if (peer->fatal)
+		return m2n__error(peer->fatal, "%s", peer->fatal_text);
+	if (state_of(peer) == M2N_PEER_LOST || state_of(peer) == M2N_PEER_LEFT)
+		return m2n__error(M2N_ERR_PEER_LOST, "rank %d is lost: %s", peer->rank,
+			peer->reason);
+	return 0;
+}
+
+void m2n__peer_send(struct m2n__peer *peer, enum m2n__frame_type type, const void *body,
+	size_t bytes)
+{
+	if (peer->conn)
+		m2n__conn_send(peer->conn, type, body, bytes);
+	else if (peer->rank == peer->group->rank && state_of(peer) == M2N_PEER_LIVE)
+		(void)m2n__link_frame(peer, type, body, bytes); /* to ourselves */
+}
+
+/* Calls one peer, if it is for us to call and its address is known. */
+static void dial(struct m2n__peer *peer)
+{
+	struct m2n_group *group = peer->group;
+	uint8_t bytes[M2N__RECORD_BYTES_MAX];
+	struct m2n__cursor cursor = {bytes, NULL, 0};
+	struct m2n__record record;
+	char key[M2N__STORE_KEY_MAX];
+	size_t n = sizeof(bytes);
+
+	if (peer->rank == group->rank) {
+		m2n__peer_opened(peer, NULL, &group->record);
+		return;
+	}
+	if (group->rank > peer->rank && !group->replacing)
+		return; /* it calls us */
+	peer->retry_ns = m2n__deadline_ns(RETRY_NS);
+	peer_key(group, peer->rank, key);
+	if (group->store->ops->get(group->store, key, bytes, &n, 0))
+		return;
+	cursor.end = bytes + n;
+	if (m2n__record_unpack(&record, &cursor) || record.incarnation == peer->incarnation)
+		return; /* unreadable, or still the lost process's */
+	if (m2n__control_dial(peer, &record))
+		m2n__log(&group->ctx->log, M2N_LOG_DEBUG, "%s", m2n_error_text());
+}
+
+int m2n__group_poll(struct m2n_group *group)
+{
+	int n = 0;
+
+	if (group->n_to_dial) {
+		int64_t now = m2n__now_ns();
+
+		for (int r = 0; r < group->n_peers; r++) {
+			struct m2n__peer *peer = group->peers[r];
+
+			if (peer && peer->wanted && !peer->conn && !peer->fatal &&
+				peer->retry_ns <= now)
+				dial(peer);
+		}
+	}
+	n += m2n__control_poll(group);
+	for (int r = 0; group->ctx->n_polled && r < group->n_peers; r++) {
+		struct m2n__peer *peer = group->peers[r];
+
+		if (peer && peer->ep && peer->ep->ops->check(peer->ep)) {
+			m2n__peer_lost(peer, M2N_PEER_LOST, m2n_error_text());
+			n++;
+		}
+	}
+	return n;
+}
+
+void m2n__group_wait(struct m2n_group *group)
+{
+	struct pollfd p = {.fd = group->epoll_fd, .events = POLLIN};
+	int n;
+
+	if (m2n__ctx_poll(group->ctx))
+		return;
+	n = poll(&p, 1, 1);
+	if (n > 0)
+		m2n__ctx_poll(group->ctx);
+}
+
+static int fill_record(struct m2n_group *group)
+{
+	struct m2n_ctx *ctx = group->ctx;
+	struct m2n__record *r = &group->record;
+
+	if (getrandom(&r->incarnation, sizeof(r->incarnation), 0) < 0)
+		r->incarnation = (uint64_t)m2n__now_ns();
+	r->incarnation |= 1;
+	r->n_ranks = (uint32_t)group->n_ranks;
+	snprintf(r->host_id, sizeof(r->host_id), "%s", ctx->host_id);
+	for (unsigned i = 0; i < ctx->n_backends; i++) {
+		struct m2n__backend *b = &ctx->backends[i];
+		size_t n = M2N__ADDRESS_BYTES;
+		int rc;
+
+		if (!b->iface)
+			continue;
+		rc = b->ops.address(b->iface, r->backends[r->n_backends].blob, &n);
+		if (rc)
+			return rc;
+		snprintf(r->backends[r->n_backends].name, sizeof(r->backends[0].name), "%s",
+			b->ops.name);
+		r->backends[r->n_backends++].bytes = (uint32_t)n;
+	}
+	return 0;
+}
+
+/* The address that peers call: the option's, or the one that reaches the store. */
+static const char *own_address(struct m2n_group *group)
+{
+	if (group->ctx->options.address[0])
+		return group->ctx->options.address;
+	return group->store->local_addr[0] ? group->store->local_addr : "127.0.0.1";
+}
+
+static int publish(struct m2n_group *group, int64_t timeout_ns)
+{
+	uint8_t bytes[M2N__RECORD_BYTES_MAX];
+	struct m2n__cursor cursor = {bytes, bytes + sizeof(bytes), 0};
+	char key[M2N__STORE_KEY_MAX];
+	size_t n = sizeof(bytes);
+	int rc;
+
+	snprintf(group->record.address, sizeof(group->record.address), "%s", own_address(group));
+	rc = m2n__control_open(group, group->record.address);
+	if (!rc)
+		rc = fill_record(group);
+	if (rc)
+		return rc;
+	peer_key(group, group->rank, key);
+	rc = group->store->ops->get(group->store, key, bytes, &n, 0);
+	group->replacing = rc == 0;
+	if (rc && rc != -EAGAIN && rc != -ENOSPC)
+		return rc;
+	m2n__record_pack(&group->record, &cursor);
+	return group->store->ops->put(group->store, key, bytes, (size_t)(cursor.at - bytes),
+		timeout_ns);
+}
+
+/* Who are we: the call's params, then options, then the launcher. */
+static int find_place(struct m2n_ctx *ctx, struct m2n_group_params *p, struct m2n__launch *launch,
+	struct m2n_group *group)
+{
+	int rc = m2n__launch_detect(m2n__getenv, NULL, launch);
+	const char *name;
+
+	if (rc)
+		return rc;
+	group->rank = p->rank >= 0 ? p->rank
+		      : ctx->options.rank >= 0 ? (int)ctx->options.rank
+					       : launch->rank;
+	group->n_ranks = p->n_ranks >= 0 ? p->n_ranks
+			 : ctx->options.n_ranks >= 0 ? (int)ctx->options.n_ranks
+						     : launch->n_ranks;
+	name = p->name ? p->name : ctx->options.group;
+	snprintf(group->name, sizeof(group->name), "%s", name);
+	for (const char *c = name; *c; c++)
+		if (*c <= ' ' || *c > '~' || strlen(name) >= sizeof(group->name))
+			return m2n__error(-EINVAL,
+				"group name '%s': 1..63 printable characters without spaces", name);
+	if (group->rank < 0 || group->n_ranks < 1 || group->rank >= MAX_RANKS)
+		return m2n__error(-EINVAL,
+			"rank %d of %d: give rank and n_ranks, set M2N_RANK and M2N_SIZE, or start "
+			"by torchrun, mpirun or srun (launcher found: %s)", group->rank,
+			group->n_ranks, launch->launcher);
+	return 0;
+}
+
+static int open_store(struct m2n_ctx *ctx, struct m2n_group_params *p,
+	const struct m2n__launch *launch, struct m2n_group *group)
+{
+	const char *url = p->store ? p->store : ctx->options.store[0] ? ctx->options.store : launch->store;
+	const char *secret = p->secret ? p->secret : ctx->options.secret;
+	int is_dir = strncmp(url, "dir:", 4) == 0;
+	int rc = m2n__auth_key_derive(secret, &group->key);
+
+	if (rc)
+		return rc;
+	if (p->callbacks)
+		return m2n__store_open_callbacks(p->callbacks, &group->store);
+	if (!url[0])
+		return m2n__error(-EINVAL,
+			"no store: give a URL, or set M2N_STORE to tcp://HOST:PORT or dir:PATH "
+			"(launcher found: %s)", launch->launcher);
+	/* A directory is left as it is: a rank that ends early must not take others' keys away. */
+	return m2n__store_open(url, group->rank == 0 && !is_dir, &group->key, p->timeout_ns,
+		&group->store);
+}
+
+int m2n_group_join(struct m2n_ctx *ctx, const struct m2n_group_params *params,
+	struct m2n_group **group_out)
+{
+	static const struct m2n_group_params init = M2N_GROUP_PARAMS_INIT;
+	struct m2n__launch launch;
+	struct m2n_group_params p;
+	struct m2n_group *group;
+	int rc = m2n__params_read(&p, sizeof(p), &init, params, "m2n_group_params");
+
+	if (rc)
+		return rc;
+	if (!ctx || !group_out)
+		return m2n__error(-EINVAL, "m2n_group_join: ctx or group is NULL");
+	if (p.timeout_ns < 0)
+		p.timeout_ns = ctx->options.timeout_ns;
+	group = calloc(1, sizeof(*group));
+	if (!group)
+		return m2n__error(-ENOMEM, "no memory for a group");
+	group->ctx = ctx;
+	group->listen_fd = group->epoll_fd = -1;
+	rc = find_place(ctx, &p, &launch, group);
+	if (!rc)
+		rc = open_store(ctx, &p, &launch, group);
+	if (!rc)
+		rc = publish(group, p.timeout_ns);
+	m2n__ctx_lock(ctx);
+	if (!rc) {
+		group->next = ctx->groups;
+		ctx->groups = group;
+	}
+	m2n__ctx_unlock(ctx);
+	if (rc) {
+		m2n_group_leave(group);
+		return rc;
+	}
+	*group_out = group;
+	return 0;
+}
+
+static void free_peers(struct m2n_group *group)
+{
+	for (int r = 0; r < group->n_peers; r++) {
+		struct m2n__peer *peer = group->peers[r];
+
+		if (peer && peer->ep) {
+			if (peer->same_host && r != group->rank)
+				count_local(group->ctx, -1);
+			peer->ep->ops->disconnect(peer->ep);
+		}
+		free(peer);
+	}
+	free(group->peers);
+	while (group->old_eps) {
+		struct m2n__old_ep *old = group->old_eps;
+
+		group->old_eps = old->next;
+		old->ep->ops->disconnect(old->ep);
+		free(old);
+	}
+	while (group->pending) {
+		struct m2n__pending *pending = group->pending;
+
+		group->pending = pending->next;
+		free(pending);
+	}
+}
+
+void m2n_group_leave(struct m2n_group *group)
+{
+	struct m2n_ctx *ctx;
+
+	if (!group)
+		return;
+	ctx = group->ctx;
+	m2n__ctx_lock(ctx);
+	while (group->exchanges)
+		m2n__exchange_close(group->exchanges);
+	for (struct m2n_group **at = &ctx->groups; *at; at = &(*at)->next) {
+		if (*at == group) {
+			*at = group->next;
+			break;
+		}
+	}
+	for (int r = 0; r < group->n_peers; r++)
+		if (group->peers[r] && r != group->rank)
+			m2n__peer_send(group->peers[r], M2N__FRAME_BYE, NULL, 0);
+	m2n__control_close(group);
+	free_peers(group);
+	m2n__store_close(group->store);
+	m2n__ctx_unlock(ctx);
+	free(group);
+}
+
+int m2n_group_rank(const struct m2n_group *group)
+{
+	return group->rank;
+}
+
+int m2n_group_size(const struct m2n_group *group)
+{
+	return group->n_ranks;
+}
+
+int m2n_group_peer(struct m2n_group *group, int rank, struct m2n_peer_attr *attr)
+{
+	struct m2n__peer *peer;
+
+	if (!group || !attr || rank < 0)
+		return m2n__error(-EINVAL, "m2n_group_peer: rank %d, or group or attr is NULL", rank);
+	m2n__ctx_lock(group->ctx);
+	m2n__group_poll(group);
+	memset(attr, 0, sizeof(*attr));
+	attr->backend = "";
+	peer = rank < group->n_peers ? group->peers[rank] : NULL;
+	if (peer) {
+		attr->state = state_of(peer);
+		attr->incarnation = peer->incarnation;
+		memcpy(attr->reason, peer->reason, sizeof(attr->reason));
+		if (peer->ep)
+			attr->backend = peer->ep->ops->name;
+	}
+	m2n__ctx_unlock(group->ctx);
+	if (!peer && rank >= group->n_ranks)
+		return m2n__error(-EINVAL, "rank %d is not below the group's size %d", rank,
+			group->n_ranks);
+	return 0;
+}
+
+int m2n_group_drop(struct m2n_group *group, int rank)
+{
+	if (!group || rank < 0 || rank >= group->n_peers || rank == group->rank)
+		return m2n__error(-EINVAL, "m2n_group_drop: rank %d is not a peer", rank);
+	m2n__ctx_lock(group->ctx);
+	if (group->peers[rank])
+		m2n__peer_lost(group->peers[rank], M2N_PEER_LOST, "dropped by this rank");
+	m2n__ctx_unlock(group->ctx);
+	return 0;
+}
+
+int m2n_group_add(struct m2n_group *group, int rank, int64_t timeout_ns)
+{
+	struct m2n__peer *peer;
+	int64_t deadline;
+	int rc = 0;
+
+	if (!group)
+		return m2n__error(-EINVAL, "m2n_group_add: group is NULL");
+	deadline = m2n__deadline_ns(timeout_ns < 0 ? group->ctx->options.timeout_ns : timeout_ns);
+	m2n__ctx_lock(group->ctx);
+	peer = m2n__group_peer(group, rank);
+	if (peer)
+		m2n__peer_want(peer);
+	m2n__ctx_unlock(group->ctx);
+	if (!peer)
+		return -EINVAL;
+	while (state_of(peer) != M2N_PEER_LIVE && !rc) {
+		m2n__group_wait(group);
+		m2n__ctx_lock(group->ctx);
+		rc = peer->fatal ? m2n__peer_status(peer) : 0;
+		m2n__ctx_unlock(group->ctx);
+		if (!rc && state_of(peer) != M2N_PEER_LIVE && m2n__now_ns() > deadline)
+			rc = m2n__error(-ETIMEDOUT, "rank %d did not come", rank);
+	}
+	return rc;
+}
+
+static int app_key(struct m2n_group *group, const char *key, char full[M2N__STORE_KEY_MAX])
+{
+	if (!group || !key || !key[0] || strlen(key) > 100)
+		return m2n__error(-EINVAL, "m2n_group_put/get: a key has 1..100 characters");
+	snprintf(full, M2N__STORE_KEY_MAX, "%s/app/%s", group->name, key);
+	return 0;
+}
+
+int m2n_group_put(struct m2n_group *group, const char *key, const void *value, size_t bytes,
+	int64_t timeout_ns)
+{
+	char full[M2N__STORE_KEY_MAX];
+	int rc = app_key(group, key, full);
+
+	if (rc || bytes > 60000)
+		return rc ? rc : m2n__error(-EINVAL, "m2n_group_put: %zu bytes, at most 60000", bytes);
+	m2n__ctx_lock(group->ctx);
+	rc = group->store->ops->put(group->store, full, value, bytes,
+		timeout_ns < 0 ? group->ctx->options.timeout_ns : timeout_ns);
+	m2n__ctx_unlock(group->ctx);
+	return rc;
+}
+
+int m2n_group_get(struct m2n_group *group, const char *key, void *value, size_t *bytes,
+	int64_t timeout_ns)
+{
+	char full[M2N__STORE_KEY_MAX];
+	int64_t deadline;
+	size_t room;
+	int rc = app_key(group, key, full);
+
+	if (rc)
+		return rc;
+	room = *bytes;
+	deadline = m2n__deadline_ns(timeout_ns < 0 ? group->ctx->options.timeout_ns : timeout_ns);
+	for (;;) { /* in short waits, so that peers are served meanwhile */
+		m2n__ctx_lock(group->ctx);
+		*bytes = room;
+		rc = group->store->ops->get(group->store, full, value, bytes, 0);
+		m2n__ctx_unlock(group->ctx);
+		if (rc != -EAGAIN || timeout_ns == 0)
+			return rc;
+		if (m2n__now_ns() > deadline)
+			return m2n__error(-ETIMEDOUT, "key '%s' did not appear in the store", key);
+		m2n__group_wait(group);
+	}
+}

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The inside of a group: peers, their control connections, and the exchanges that hang off them.
+ *
+ * Everything here is the control plane: it runs under the context's lock, from waits that found
+ * nothing and from m2n_ctx_progress(), never from a round that goes on promptly. What the data
+ * path reads of a peer (its state) is atomic.
+ *
+ * Who calls whom: the lower rank calls the higher one, and a rank that replaces a lost one calls
+ * everybody. When both call at once the lower rank's call stands.
+ */
+#ifndef M2N_CORE_GROUP_H
+#define M2N_CORE_GROUP_H
+
+#include <m2n/group.h>
+
+#include "bootstrap/store.h"
+#include "core/context.h"
+#include "core/record.h"
+#include "wire/control_wire.h"
+
+struct m2n__conn;
+struct m2n_exchange;
+
+struct m2n__peer {
+	struct m2n_group *group;
+	int rank;
+	_Atomic int state; /* enum m2n_peer_state */
+	int wanted;        /* an exchange or a call needs it connected */
+	int fatal;         /* why connecting cannot work: a status; 0: keep trying */
+	char fatal_text[256];
+	char reason[128];
+	uint64_t incarnation; /* of the process that is or was there; 0: none yet */
+	struct m2n__conn *conn;
+	uint64_t linger_id; /* of the last connection, while the lost process may still write; 0 */
+	struct m2n__ep *ep;
+	unsigned backend; /* index in the context */
+	int same_host;
+	int64_t retry_ns;
+};
+
+/* A LINK frame that came before the exchange it names was created. */
+struct m2n__pending {
+	struct m2n__pending *next;
+	int rank;
+	size_t bytes;
+	uint8_t body[];
+};
+
+struct m2n__old_ep { /* connections of lost processes; links may still point at their memory */
+	struct m2n__old_ep *next;
+	struct m2n__ep *ep;
+};
+
+struct m2n_group {
+	struct m2n_group *next;
+	struct m2n_ctx *ctx;
+	char name[64];
+	int rank;
+	int n_ranks; /* as joined */
+	int n_peers; /* room in peers: grows with ranks >= n_ranks */
+	struct m2n__peer **peers;
+	struct m2n__store *store;
+	struct m2n__auth_key key;
+	struct m2n__record record; /* the own one */
+	int replacing;
+	int epoll_fd;
+	int listen_fd;
+	struct m2n__conn *conns;
+	struct m2n__pending *pending;
+	unsigned n_pending;
+	struct m2n__old_ep *old_eps;
+	struct m2n_exchange *exchanges;
+	uint64_t next_conn_id;
+	unsigned n_to_dial; /* peers that drive() must look at */
+};
+
+/* The peer of a rank, made when it is new; NULL with -EINVAL's or -ENOMEM's text. Under lock. */
+struct m2n__peer *m2n__group_peer(struct m2n_group *group, int rank);
+/* Events on control connections, and calls that are due. Under lock. */
+int m2n__group_poll(struct m2n_group *group);
+/* Asks for a peer to be connected; the calls are made by m2n__group_poll(). Under lock. */
+void m2n__peer_want(struct m2n__peer *peer);
+/* The peer cannot be used any more: state, reason, its links go down. Under lock. */
+void m2n__peer_lost(struct m2n__peer *peer, enum m2n_peer_state state, const char *reason);
+/* Looks, sleeps for a moment on the control connections, looks again. Takes the lock itself. */
+void m2n__group_wait(struct m2n_group *group);
+/* Sends a frame to a peer; one that cannot take it is lost. Under lock. */
+void m2n__peer_send(struct m2n__peer *peer, enum m2n__frame_type type, const void *body,
+	size_t bytes);
+/* A call that needs the peer now: 0, or its fatal status with text, or PEER_LOST with reason. */
+int m2n__peer_status(struct m2n__peer *peer);
+
+/* core/control.c: connections. All under lock. */
+int m2n__control_open(struct m2n_group *group, const char *address);
+void m2n__control_close(struct m2n_group *group);
+int m2n__control_dial(struct m2n__peer *peer, const struct m2n__record *record);
+int m2n__control_poll(struct m2n_group *group);
+/* Ends a connection. With `linger` it stays half open until the peer's end was seen. */
+void m2n__conn_end(struct m2n__conn *conn, int linger);
+/* Is a connection that lingers still waiting for the peer's end? */
+int m2n__conn_lingers(struct m2n_group *group, uint64_t id);
+uint64_t m2n__conn_id(const struct m2n__conn *conn);
+void m2n__conn_send(struct m2n__conn *conn, enum m2n__frame_type type, const void *body,
+	size_t bytes);
+
+/* core/group.c, called by control.c. */
+/* Proven and agreed: choose a backend, connect, bring links up. 0 or a status for a REJECT. */
+int m2n__peer_opened(struct m2n__peer *peer, struct m2n__conn *conn,
+	const struct m2n__record *record);
+
+/* core/link.c, called by group.c and control.c. */
+void m2n__exchange_peer_live(struct m2n_exchange *exchange, struct m2n__peer *peer);
+void m2n__exchange_peer_lost(struct m2n_exchange *exchange, struct m2n__peer *peer);
+/* A LINK or UNLINK frame. 0, or M2N_ERR_PROTOCOL: the peer is then lost. */
+int m2n__link_frame(struct m2n__peer *peer, enum m2n__frame_type type, const uint8_t *body,
+	size_t bytes);
+/* Drops LINK frames of a process that went. Under lock. */
+void m2n__group_forget(struct m2n_group *group, int rank);
+void m2n__exchange_close(struct m2n_exchange *exchange);
+struct m2n_exchange *m2n__exchange_next(struct m2n_exchange *exchange);
+/* May a connection be closed: is no call writing into a peer's memory right now? */
+int m2n__group_is_idle(struct m2n_group *group);
+
+#endif

@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Exchanges from the inside: links to peers with slots, credits and signals. The public exchange
+ * and both directions of a channel are made of these.
+ *
+ * A receiver owns, for each sender, `n_slots` slots of a head (one cache line) and slot_bytes of
+ * payload; and, where it is asked for, a *region* that all its senders may write to at places it
+ * granted. A sender may write a slot when its credit came back: an own word for each slot that
+ * the receiver stores to (explicit), or by knowledge of the owner (implied: a reply).
+ *
+ * Links come up and go down under the context's lock; the data path reads `up` (acquire) once per
+ * call and works on what it saw. Memory of a peer that went stays mapped until the exchange is
+ * destroyed, so a call that was under way writes into memory that nobody reads.
+ */
+#ifndef M2N_CORE_LINK_H
+#define M2N_CORE_LINK_H
+
+#include <m2n/exchange.h>
+
+#include "core/group.h"
+#include "core/wait.h"
+#include "wire/slot_wire.h"
+
+#define M2N__SHAPE_MAX 24
+#define M2N__EXCHANGE_NAME 32
+
+/* What both sides of a link must agree on; names for the error text. */
+struct m2n__shape {
+	unsigned n;
+	const char *name[M2N__SHAPE_MAX]; /* constants */
+	uint64_t value[M2N__SHAPE_MAX];
+};
+void m2n__shape_add(struct m2n__shape *shape, const char *name, uint64_t value);
+
+struct m2n__exchange_spec {
+	const char *name;       /* unique in the group */
+	const char *title;      /* for errors: "channel 'moe'" */
+	const int *send_to;     /* group ranks */
+	size_t n_send;
+	const int *recv_from;
+	size_t n_recv;
+	uint32_t n_slots;       /* per sender */
+	size_t slot_bytes;      /* payload behind a head */
+	size_t stage_bytes;     /* of it: what a messaging sender stages (not rows) */
+	size_t region_bytes;    /* of one region slot; 0: no region */
+	uint32_t n_region_slots;
+	uint32_t n_spare_slots; /* address space for region slots that a lost peer may still write */
+	int explicit_credits;
+	struct m2n__shape shape;
+	_Atomic uint64_t *tx_round; /* the owner's next round to send; NULL: starts at 0 again */
+};
+
+struct m2n__tally { /* one writer; read from anywhere */
+	_Atomic uint64_t n_rounds, n_rows, bytes, wait_ns, n_puts, staged_bytes;
+};
+
+struct m2n__tx {
+	atomic_int up;
+	struct m2n__peer *peer;
+	struct m2n__ep *ep;
+	uint8_t *slots;   /* mapped: the peer's slots for us; NULL: messaging */
+	uint8_t *region;  /* mapped: the peer's region */
+	struct m2n__rmem *slots_rmem, *region_rmem;
+	uint32_t signal0; /* messaging: the peer's signal words for us, two a slot */
+	_Atomic uint64_t *credits; /* [n_slots] our words: round + 1 that was released */
+	uint64_t *sent;            /* [n_slots] round + 1 that the slot was filled with; 0: free */
+	uint64_t first_round;
+	uint64_t seq;              /* public exchange: messages sent */
+	uint32_t slot;             /* public exchange: of the next message */
+	struct m2n__shared stage;  /* messaging: [n_slots] heads and staged payload */
+	int prepared; /* our side is ready and the peer was told */
+	int was_linked;
+	struct m2n__tally tally;
+};
+
+struct m2n__rx {
+	atomic_int up;
+	struct m2n__peer *peer;
+	struct m2n__ep *ep;
+	uint8_t *slots;   /* our memory */
+	int mapped;
+	uint32_t signal0; /* our words, two a slot: heads, bodies */
+	int has_signals;
+	uint64_t *head_seen, *body_seen; /* [n_slots] counts taken so far */
+	_Atomic uint64_t *credits;       /* mapped: the sender's words; NULL: messaging */
+	struct m2n__rmem *credits_rmem;
+	struct m2n__shared stage; /* messaging: [n_slots] credit words on their way */
+	struct m2n__shared area;  /* after a replacement: slots of their own */
+	_Atomic uint64_t first_round;
+	uint64_t seq;             /* public exchange: messages taken */
+	uint32_t slot;            /* public exchange: of the next message */
+	int held;
+	int prepared; /* our side is ready and the peer was told */
+	int was_linked;
+	struct m2n__tally tally;
+};
+
+struct m2n__garbage {
+	struct m2n__garbage *next;
+	struct m2n__rmem *rmem;
+	struct m2n__shared area;
+};
+
+struct m2n_exchange {
+	struct m2n_exchange *next;
+	struct m2n_group *group;
+	struct m2n_ctx *ctx;
+	struct m2n__exchange_spec spec; /* names and lists are copies */
+	char name[M2N__EXCHANGE_NAME];
+	char title[64];
+	size_t stride;      /* bytes from slot to slot */
+	size_t area_stride; /* bytes from sender to sender */
+	size_t n_tx, n_rx;
+	struct m2n__tx *tx;
+	struct m2n__rx *rx;
+	struct m2n__shared area, region, credits;
+	uint64_t *quarantine; /* [n_region_slots + n_spare_slots] connection that must end first; 0 */
+	struct m2n__garbage *garbage;
+	atomic_uint busy; /* calls that are writing into peers' memory */
+	int error;        /* a disagreement found by a LINK frame */
+	char error_text[256];
+};
+
+int m2n__exchange_open(struct m2n_group *group, const struct m2n__exchange_spec *spec,
+	struct m2n_exchange **exchange);
+/* Waits until every link is up. 0 or a negative code with the ranks in the text. */
+int m2n__exchange_connect(struct m2n_exchange *exchange, int64_t timeout_ns);
+/* Bytes of receive space, region and words that an exchange of this spec allocates. */
+void m2n__exchange_sizes(const struct m2n__exchange_spec *spec, size_t *area, size_t *region,
+	size_t *words);
+
+/* core/link_move.c: what rounds do with links. `i` indexes tx or rx. */
+
+static inline struct m2n__slot_head *m2n__rx_head(const struct m2n_exchange *x,
+	const struct m2n__rx *rx, uint32_t slot)
+{
+	return (struct m2n__slot_head *)(rx->slots + slot * x->stride);
+}
+
+/* Has the head of `round` arrived in `slot`? */
+static inline int m2n__rx_ready(const struct m2n_exchange *x, const struct m2n__rx *rx,
+	uint32_t slot, uint64_t round)
+{
+	struct m2n__slot_head *head = m2n__rx_head(x, rx, slot);
+
+	/* A1: pairs with R1 in m2n__tx_post(). */
+	if (rx->mapped)
+		return atomic_load_explicit(&head->signal, memory_order_acquire) == round + 1;
+	/* A2: pairs with the backend's release of the signal word. */
+	return atomic_load_explicit(&x->ctx->signals[rx->signal0 + 2 * slot],
+		       memory_order_acquire) != rx->head_seen[slot] &&
+	       atomic_load_explicit(&head->signal, memory_order_relaxed) == round + 1;
+}
+
+/* Has the body, n_puts signalled transfers, arrived too? */
+static inline int m2n__rx_body_ready(const struct m2n_exchange *x, const struct m2n__rx *rx,
+	uint32_t slot, uint64_t round, uint32_t n_puts)
+{
+	struct m2n__slot_head *head = m2n__rx_head(x, rx, slot);
+
+	/* A3: pairs with R2 in m2n__tx_post_body(). */
+	if (rx->mapped)
+		return atomic_load_explicit(&head->body, memory_order_acquire) == round + 1;
+	return atomic_load_explicit(&x->ctx->signals[rx->signal0 + 2 * slot + 1],
+		       memory_order_acquire) - rx->body_seen[slot] >= n_puts;
+}
+
+/* Takes the signals of a round that is complete; the slot still holds its bytes. */
+void m2n__rx_take(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint32_t n_body_puts);
+/* Explicit credit: the slot may be written again. */
+void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint64_t round);
+
+/* May the slot be written? */
+static inline int m2n__tx_free(const struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot)
+{
+	if (tx->sent[slot] == 0)
+		return 1;
+	if (!x->spec.explicit_credits)
+		return 0;
+	/* A4: pairs with R4 in m2n__rx_credit(). */
+	if (atomic_load_explicit(&tx->credits[slot], memory_order_acquire) != tx->sent[slot])
+		return 0;
+	tx->sent[slot] = 0;
+	return 1;
+}
+
+/* Marks that a call writes into peers' memory, so that connections are not closed under it. */
+static inline void m2n__exchange_enter(struct m2n_exchange *x)
+{
+	atomic_fetch_add_explicit(&x->busy, 1, memory_order_seq_cst);
+}
+
+static inline void m2n__exchange_exit(struct m2n_exchange *x)
+{
+	atomic_fetch_sub_explicit(&x->busy, 1, memory_order_release);
+}
+
+static inline int m2n__tx_up(const struct m2n__tx *tx)
+{
+	return atomic_load_explicit(&tx->up, memory_order_acquire);
+}
+
+static inline int m2n__rx_up(const struct m2n__rx *rx)
+{
+	return atomic_load_explicit(&rx->up, memory_order_acquire);
+}
+
+/*
+ * Publishes the head of a round for a mapped peer; payload and other fields of `head` were
+ * written before. Does not wake the peer: m2n__tx_notify() does.
+ */
+static inline void m2n__tx_signal(const struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot,
+	uint64_t round)
+{
+	struct m2n__slot_head *head = (struct m2n__slot_head *)(tx->slots + slot * x->stride);
+
+	tx->sent[slot] = round + 1;
+	/* R1: payload and fields before the signal, pairs with A1. */
+	atomic_store_explicit(&head->signal, round + 1, memory_order_release);
+}
+
+/*
+ * Messaging: writes head and the joined pieces behind it. `head` is copied. The pieces are kept
+ * until flush. Pieces beyond what one transfer takes go first, counted in n_body_puts.
+ * 0, or M2N_ERR_PEER_LOST.
+ */
+int m2n__tx_put_slot(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round,
+	struct m2n__slot_head *head, const struct m2n_iov *iov, size_t n_iov);
+/* Messaging: writes the joined pieces to the peer's region; adds the number of transfers. */
+int m2n__tx_put_region(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, size_t offset,
+	const struct m2n_iov *iov, size_t n_iov, uint32_t *n_puts);
+/* Payload staging of a slot (messaging): stage_bytes behind a staged head. */
+uint8_t *m2n__tx_stage(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot);
+
+static inline void m2n__tx_notify(struct m2n__tx *tx)
+{
+	tx->ep->ops->notify(tx->ep);
+}
+
+static inline void m2n__tally_add(_Atomic uint64_t *counter, uint64_t n)
+{
+	/* one writer: no locked instruction needed */
+	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n,
+		memory_order_relaxed);
+}
+void m2n__tally_read(const struct m2n__tally *tally, struct m2n_counters *counters);
+
+/* Waits until all transfers to the peer are done. 0, -EAGAIN, -ETIMEDOUT, M2N_ERR_PEER_LOST. */
+int m2n__tx_flush(struct m2n_exchange *x, struct m2n__tx *tx, int64_t timeout_ns);
+
+#endif

@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The steps of a wait. The clock is read every few spins only; naps are short because the death
+ * of a peer shows on a socket, which a sleep on a futex does not watch.
+ */
+#include "core/wait.h"
+
+#include <errno.h>
+#include <sched.h>
+
+#include "util/time.h"
+
+#define SPINS_PER_LOOK 32
+#define NAP_NS INT64_C(1000000)
+
+static inline void relax(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#endif
+}
+
+void m2n__wait_disarm(struct m2n__wait *w)
+{
+	w->ctx->sleeper->ops->disarm(w->ctx->sleeper);
+	w->armed = 0;
+}
+
+int64_t m2n__waited_ns(const struct m2n__wait *w)
+{
+	return w->start_ns ? m2n__now_ns() - w->start_ns : 0;
+}
+
+/* Arm in one step, so that the caller looks once more; sleep in the next. */
+static void nap(struct m2n__wait *w, int64_t now)
+{
+	struct m2n__iface *sleeper = w->ctx->sleeper;
+	int64_t left = w->deadline_ns - now;
+
+	if (!sleeper) {
+		m2n__sleep_ns(50000);
+		m2n__ctx_poll(w->ctx);
+	} else if (!w->armed) {
+		w->ticket = sleeper->ops->arm(sleeper);
+		w->armed = 1;
+	} else {
+		sleeper->ops->wait(sleeper, w->ticket, left < NAP_NS ? left : NAP_NS);
+		m2n__wait_disarm(w);
+		m2n__ctx_poll(w->ctx);
+	}
+}
+
+static int try_once(struct m2n__wait *w)
+{
+	if (w->n_steps > 1)
+		return -EAGAIN;
+	m2n__ctx_poll_sometimes(w->ctx, m2n__now_ns());
+	return 0;
+}
+
+int m2n__wait_step(struct m2n__wait *w)
+{
+	struct m2n_ctx *ctx = w->ctx;
+	int64_t now, waited;
+
+	w->n_steps++;
+	for (unsigned i = 0; i < ctx->n_polled; i++)
+		ctx->polled[i]->ops->progress(ctx->polled[i]);
+	if (w->timeout_ns == 0)
+		return try_once(w);
+	if (w->spinning && w->n_steps % SPINS_PER_LOOK) {
+		relax();
+		return 0;
+	}
+	now = m2n__now_ns();
+	if (!w->start_ns) {
+		w->start_ns = now;
+		w->deadline_ns = w->timeout_ns > INT64_MAX - now ? INT64_MAX : now + w->timeout_ns;
+	}
+	waited = now - w->start_ns;
+	w->spinning = waited < ctx->spin_ns;
+	if (now >= w->deadline_ns)
+		return -ETIMEDOUT;
+	m2n__ctx_poll_sometimes(ctx, now);
+	if (w->spinning)
+		relax();
+	else if (waited < ctx->spin_ns + ctx->options.yield_ns)
+		sched_yield();
+	else
+		nap(w, now);
+	return 0;
+}

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Waiting: spin for a moment, yield for a moment, then sleep in short naps, looking after control
+ * connections between them. Used as
+ *
+ *     m2n__wait_begin(&w, ctx, timeout_ns);
+ *     while (!there() && !(rc = m2n__wait_step(&w)))
+ *             ;
+ *     m2n__wait_end(&w);
+ *
+ * A wait that finds what it wants at once costs no clock reading and no call.
+ */
+#ifndef M2N_CORE_WAIT_H
+#define M2N_CORE_WAIT_H
+
+#include "core/context.h"
+
+struct m2n__wait {
+	struct m2n_ctx *ctx;
+	int64_t timeout_ns;
+	int64_t start_ns; /* 0: not read yet */
+	int64_t deadline_ns;
+	unsigned n_steps;
+	uint32_t ticket;
+	int armed;
+	int spinning;
+};
+
+static inline void m2n__wait_begin(struct m2n__wait *w, struct m2n_ctx *ctx, int64_t timeout_ns)
+{
+	w->ctx = ctx;
+	w->timeout_ns = timeout_ns < 0 ? ctx->options.timeout_ns : timeout_ns;
+	w->start_ns = 0;
+	w->n_steps = 0;
+	w->armed = 0;
+	w->spinning = ctx->spin_ns > 0;
+}
+
+/* 0: look again; -EAGAIN (timeout 0) or -ETIMEDOUT, without text. */
+int m2n__wait_step(struct m2n__wait *w);
+
+void m2n__wait_disarm(struct m2n__wait *w);
+static inline void m2n__wait_end(struct m2n__wait *w)
+{
+	if (w->armed)
+		m2n__wait_disarm(w);
+}
+
+/* Time waited so far: 0 when the first look succeeded. */
+int64_t m2n__waited_ns(const struct m2n__wait *w);
+
+#endif
