@@ -57,6 +57,11 @@ const char *m2n__getenv(void *arg, const char *name)
 	return getenv(name);
 }
 
+char *const *m2n__environment(void)
+{
+	return environ;
+}
+
 int m2n_option_at(unsigned index, struct m2n_option_attr *attr)
 {
 	if (!attr)
@@ -202,8 +207,10 @@ static int refuse_param(const char *param, size_t name_bytes, int has_value)
 {
 	char name[NAME_BYTES];
 
-	snprintf(name, sizeof(name), "%.*s", (int)(name_bytes < NAME_BYTES ? name_bytes : NAME_BYTES),
-		param);
+	if (name_bytes > sizeof(name) - 1)
+		name_bytes = sizeof(name) - 1;
+	memcpy(name, param, name_bytes);
+	name[name_bytes] = '\0';
 	if (!has_value && find_row(name, strlen(name)))
 		return m2n__error(M2N_ERR_OPTION, "option %s from params has no value; "
 			"accepted: NAME=value", name);

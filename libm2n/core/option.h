@@ -27,8 +27,9 @@ struct m2n__options {
 	uint64_t from_params;
 };
 
-/* The process's environment: the library's one use of getenv(). */
+/* The process's environment: the library's one use of getenv() and of environ. */
 const char *m2n__getenv(void *arg, const char *name);
+char *const *m2n__environment(void);
 
 /*
  * Fills all fields. params: "NAME=value" texts ended by NULL, or NULL. backend: overrides the

@@ -91,8 +91,8 @@ static int map(struct m2n__mem *mem, int hugetlb)
 	}
 	getrlimit(RLIMIT_AS, &limit);
 	if (limit.rlim_cur != RLIM_INFINITY)
-		return m2n__error(-ENOMEM, "no memory for %zu bytes: mmap: %s; the limit on address "
-			"space is %llu, raise RLIMIT_AS (ulimit -v)", mem->bytes,
+		return m2n__error(-ENOMEM, "no memory for %zu bytes: mmap: %s; the limit on "
+			"address space is %llu, raise RLIMIT_AS (ulimit -v)", mem->bytes,
 			strerrordesc_np(errno), (unsigned long long)limit.rlim_cur);
 	return m2n__error(-ENOMEM, "no memory for %zu bytes: mmap: %s", mem->bytes,
 		strerrordesc_np(errno));
@@ -144,8 +144,8 @@ int m2n__mem_commit(struct m2n__mem *mem, size_t offset, size_t bytes)
 
 		ret = commit_piece(mem, at, n);
 		if (ret)
-			ret = m2n__error(-ENOMEM, "no memory for %zu of %zu bytes: fallocate: %s; %s",
-				bytes, mem->bytes, strerrordesc_np(-ret), hugetlb ?
+			ret = m2n__error(-ENOMEM, "no memory for %zu of %zu bytes: fallocate: "
+				"%s; %s", bytes, mem->bytes, strerrordesc_np(-ret), hugetlb ?
 				"raise vm.nr_hugepages" : "see the control group's memory limit");
 	}
 	if (!ret && offset <= mem->committed && end > mem->committed)

@@ -73,15 +73,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 	const char *params[] = {text, NULL};
 	struct m2n__options options;
 	char warning[200];
+	char *at;
 	int ret;
 
 	if (bytes > MAX_BYTES)
 		return 0;
 	memcpy(text, data, bytes);
 	text[bytes] = '\0';
-	for (char *at = text, **line = lines; line < lines + MAX_LINES && (at = strchr(at, '\n'));) {
+	at = text;
+	for (unsigned i = 0; i < MAX_LINES && (at = strchr(at, '\n')); i++) {
 		*at++ = '\0';
-		*line++ = at;
+		lines[i] = at;
 	}
 	ret = m2n__options_parse(&options, NULL, params[0][0] ? params : NULL, lines,
 		get_from_list, lines, warning, sizeof(warning));

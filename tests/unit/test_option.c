@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
 
@@ -101,7 +102,8 @@ static void defaults_are_the_tables(void **state)
 
 static void the_stronger_source_wins(void **state)
 {
-	const char *const params[] = {"TIMEOUT=1s", "SPIN=1us", "SPIN=2us", "GROUP=of params", NULL};
+	const char *const params[] = {"TIMEOUT=1s", "SPIN=1us", "SPIN=2us", "GROUP=of params",
+		NULL};
 	const char *const env[] = {"M2N_TIMEOUT=2s", "M2N_GROUP=of environment", NULL};
 	struct m2n__options options;
 
@@ -308,8 +310,8 @@ static void unknown_params_are_refused(void **state)
 
 static void unknown_variables_only_warn(void **state)
 {
-	const char *const env[] = {"PATH=/bin", "M2N_DATA=/data", "M2N_TIMOUT=1s", "M2N_RANK=3",
-		"M2N_BACKED=shm", NULL};
+	const char *const env[] = {"PATH=/bin", "M2N_DATA=/data", "M2N_LOCAL_RANK=0",
+		"M2N_TIMOUT=1s", "M2N_RANK=3", "M2N_BACKED=shm", NULL};
 	char *const list[] = {(char[]){"M2N_A=1"}, (char[]){"M2N_LOGG=2"}, NULL};
 	struct m2n__options options;
 	char small[8];
@@ -362,6 +364,19 @@ static void format_checks_name_and_room(void **state)
 	m2n__options_clear(&options);
 }
 
+static void the_process_has_an_environment(void **state)
+{
+	char *const *list;
+
+	(void)state;
+	assert_int_equal(setenv("M2N_DATA", "somewhere", 1), 0);
+	assert_string_equal(m2n__getenv(NULL, "M2N_DATA"), "somewhere");
+	list = m2n__environment();
+	while (*list && strcmp(*list, "M2N_DATA=somewhere") != 0)
+		list++;
+	assert_non_null(*list);
+}
+
 static void distances_by_hand(void **state)
 {
 	(void)state;
@@ -387,6 +402,7 @@ int main(void)
 		cmocka_unit_test(unknown_variables_only_warn),
 		cmocka_unit_test(the_secret_is_never_shown),
 		cmocka_unit_test(format_checks_name_and_room),
+		cmocka_unit_test(the_process_has_an_environment),
 		cmocka_unit_test(distances_by_hand),
 	};
 
