@@ -74,6 +74,11 @@ void m2n__store_close(struct m2n__store *store);
 struct m2n__store_server;
 int m2n__store_server_start(const char *host, uint16_t port, const struct m2n__auth_key *key,
 	struct m2n__store_server **server, uint16_t *bound_port);
+/* The same with another time in which a client must have proven itself (10 s in the one above). */
+int m2n__store_server_start_tuned(const char *host, uint16_t port,
+	const struct m2n__auth_key *key, int64_t handshake_ns, struct m2n__store_server **server,
+	uint16_t *bound_port);
+/* Closes all connections and forgets all keys; the thread has ended on return. Takes NULL. */
 void m2n__store_server_stop(struct m2n__store_server *server);
 
 #endif

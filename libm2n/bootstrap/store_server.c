@@ -33,6 +33,7 @@ struct m2n__store_server {
 	pthread_t thread;
 	int listen_fd;
 	int stop_fd;
+	int64_t handshake_ns;
 	int64_t accept_after_ns;
 	struct m2n__store_shared shared;
 	struct pollfd *polls; /* [2 + sessions_room]: stop, listen, one a session */
@@ -87,7 +88,7 @@ static void accept_clients(struct m2n__store_server *s)
 			return;
 		}
 		m2n__sock_tune(fd);
-		session = m2n__store_session_create(fd);
+		session = m2n__store_session_create(fd, s->handshake_ns);
 		if (!session) {
 			close(fd);
 			s->accept_after_ns = m2n__deadline_ns(ACCEPT_PAUSE_NS);
@@ -195,8 +196,8 @@ static void destroy(struct m2n__store_server *s)
 	free(s);
 }
 
-int m2n__store_server_start(const char *host, uint16_t port, const struct m2n__auth_key *key,
-	struct m2n__store_server **server, uint16_t *bound_port)
+int m2n__store_server_start_tuned(const char *host, uint16_t port, const struct m2n__auth_key *key,
+	int64_t handshake_ns, struct m2n__store_server **server, uint16_t *bound_port)
 {
 	struct m2n__store_server *s = calloc(1, sizeof(*s));
 	uint16_t bound;
@@ -205,6 +206,7 @@ int m2n__store_server_start(const char *host, uint16_t port, const struct m2n__a
 	if (!s)
 		return m2n__error(-ENOMEM, "no memory for a store server");
 	s->listen_fd = s->stop_fd = -1;
+	s->handshake_ns = handshake_ns;
 	m2n__store_table_open(&s->shared.table, MAX_TABLE_BYTES);
 	if (key)
 		s->shared.key = *key;
@@ -231,6 +233,13 @@ int m2n__store_server_start(const char *host, uint16_t port, const struct m2n__a
 undo:
 	destroy(s);
 	return status;
+}
+
+int m2n__store_server_start(const char *host, uint16_t port, const struct m2n__auth_key *key,
+	struct m2n__store_server **server, uint16_t *bound_port)
+{
+	return m2n__store_server_start_tuned(
+		host, port, key, M2N__STORE_HANDSHAKE_NS, server, bound_port);
 }
 
 void m2n__store_server_stop(struct m2n__store_server *server)

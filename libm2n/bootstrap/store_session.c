@@ -24,7 +24,7 @@
 
 static const char auth_context[] = M2N__STORE_AUTH_CONTEXT;
 
-struct m2n__store_session *m2n__store_session_create(int fd)
+struct m2n__store_session *m2n__store_session_create(int fd, int64_t handshake_ns)
 {
 	struct m2n__store_session *s = calloc(1, sizeof(*s));
 
@@ -38,7 +38,7 @@ struct m2n__store_session *m2n__store_session_create(int fd)
 	s->in_room = M2N__STORE_HANDSHAKE_MAX;
 	s->fd = fd;
 	s->phase = M2N__STORE_AWAIT_HELLO;
-	s->deadline_ns = m2n__deadline_ns(M2N__STORE_HANDSHAKE_NS);
+	s->deadline_ns = m2n__deadline_ns(handshake_ns);
 	return s;
 }
 

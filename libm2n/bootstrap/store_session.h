@@ -52,7 +52,7 @@ struct m2n__store_shared {
 };
 
 /* Takes the connected, non-blocking socket; NULL: no memory, the socket stays the caller's. */
-struct m2n__store_session *m2n__store_session_create(int fd);
+struct m2n__store_session *m2n__store_session_create(int fd, int64_t handshake_ns);
 void m2n__store_session_destroy(struct m2n__store_session *session);
 /* The poll() events the session waits for. */
 short m2n__store_session_events(const struct m2n__store_session *session);
