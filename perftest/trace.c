@@ -22,8 +22,8 @@ struct cursor {
 };
 
 /* What was expected and what stands there: the field at the cursor, cut at 20 characters. */
-static int __attribute__((format(printf, 2, 3))) refuse(const struct cursor *c,
-	const char *format, ...)
+static int __attribute__((format(printf, 2, 3)))
+refuse(const struct cursor *c, const char *format, ...)
 {
 	size_t n = 0, n_left = (size_t)(c->end - c->at), room;
 	char found[21];
@@ -41,7 +41,8 @@ static int __attribute__((format(printf, 2, 3))) refuse(const struct cursor *c,
 	used += vsnprintf(room ? c->error + used : NULL, room, format, args);
 	va_end(args);
 	room = (size_t)used < c->error_bytes ? c->error_bytes - (size_t)used : 0;
-	snprintf(room ? c->error + used : NULL, room, n ? ", found '%s'" : ", found nothing%s", found);
+	snprintf(room ? c->error + used : NULL, room, n ? ", found '%s'" : ", found nothing%s",
+		found);
 	return -EINVAL;
 }
 
@@ -233,8 +234,8 @@ static int take_place(struct cursor *c, struct trace *trace, size_t line_idx)
 		return refuse(c, "layer %u or more (lines are sorted by layer)", last->layer);
 	}
 	if (!last || layer != last->layer) {
-		struct trace_layer *grown = realloc(trace->layers,
-			(trace->n_layers + 1) * sizeof(*trace->layers));
+		struct trace_layer *grown =
+			realloc(trace->layers, (trace->n_layers + 1) * sizeof(*trace->layers));
 
 		if (!grown)
 			return no_memory(c);
@@ -377,7 +378,8 @@ int trace_load(const char *path, struct trace *trace, char *error, size_t error_
 		fclose(file);
 	}
 	if (status) {
-		snprintf(error, error_bytes, "%s: cannot read the trace: %s", path, strerror(-status));
+		snprintf(error, error_bytes, "%s: cannot read the trace: %s", path,
+			strerror(-status));
 		return status;
 	}
 	status = trace_parse(path, text, bytes, trace, error, error_bytes);

@@ -19,18 +19,18 @@
 
 /* One layer: arrays borrowed from the trace. */
 struct trace_layer {
-	uint32_t layer;       /* number in the file */
+	uint32_t layer; /* number in the file */
 	uint32_t n_tokens;
-	uint32_t *token;      /* [n_tokens] number in the file, rising */
-	uint32_t *rank_hint;  /* [n_tokens] */
-	int32_t *ids;         /* [n_tokens, top_k] row-major */
-	float *weights;       /* [n_tokens, top_k] */
+	uint32_t *token; /* [n_tokens] number in the file, rising */
+	uint32_t *rank_hint; /* [n_tokens] */
+	int32_t *ids; /* [n_tokens, top_k] row-major */
+	float *weights; /* [n_tokens, top_k] */
 };
 
 struct trace {
 	uint32_t n_layers;
 	uint32_t top_k;
-	uint32_t n_experts;  /* largest expert id + 1 */
+	uint32_t n_experts; /* largest expert id + 1 */
 	uint32_t max_tokens; /* of any layer */
 	struct trace_layer *layers; /* [n_layers] by rising number */
 	/* Behind the layers' arrays: all lines. */

@@ -17,8 +17,8 @@
 static int check_sizes(uint32_t n_experts, uint32_t n_ranks)
 {
 	if (n_experts == 0 || n_experts > INT32_MAX)
-		return m2n__error(-EINVAL, "expert map: n_experts is %u, accepted: 1..%d", n_experts,
-			INT32_MAX);
+		return m2n__error(-EINVAL, "expert map: n_experts is %u, accepted: 1..%d",
+			n_experts, INT32_MAX);
 	if (n_ranks == 0 || n_ranks > M2N__MAX_EXPERT_RANKS)
 		return m2n__error(-EINVAL, "expert map: n_ranks is %u, accepted: 1..%u", n_ranks,
 			M2N__MAX_EXPERT_RANKS);
@@ -29,16 +29,17 @@ static int check_sizes(uint32_t n_experts, uint32_t n_ranks)
 static int check_first(uint32_t n_experts, uint32_t n_ranks, const uint32_t *owner_first)
 {
 	if (owner_first[0] != 0)
-		return m2n__error(-EINVAL, "expert map: owner_first[0] is %u, accepted: 0",
-			owner_first[0]);
+		return m2n__error(
+			-EINVAL, "expert map: owner_first[0] is %u, accepted: 0", owner_first[0]);
 	for (uint32_t e = 0; e < n_experts; e++) {
 		if (owner_first[e + 1] <= owner_first[e])
 			return m2n__error(-EINVAL,
 				"expert map: expert %u has no owner (owner_first %u, then %u)", e,
 				owner_first[e], owner_first[e + 1]);
 		if (owner_first[e + 1] - owner_first[e] > n_ranks)
-			return m2n__error(-EINVAL, "expert map: expert %u has %u owners, accepted: 1..%u",
-				e, owner_first[e + 1] - owner_first[e], n_ranks);
+			return m2n__error(-EINVAL,
+				"expert map: expert %u has %u owners, accepted: 1..%u", e,
+				owner_first[e + 1] - owner_first[e], n_ranks);
 	}
 	if (owner_first[n_experts] > INT32_MAX)
 		return m2n__error(-EINVAL, "expert map: %u instances in all, accepted: up to %d",
@@ -54,11 +55,12 @@ static int check_owners(uint32_t n_experts, uint32_t n_ranks, const uint32_t *ow
 		for (uint32_t i = owner_first[e]; i < owner_first[e + 1]; i++) {
 			if (owners[i] >= n_ranks)
 				return m2n__error(-EINVAL,
-					"expert map: expert %u has owner %u, accepted: 0..%u", e, owners[i],
-					n_ranks - 1);
+					"expert map: expert %u has owner %u, accepted: 0..%u", e,
+					owners[i], n_ranks - 1);
 			if (seen[owners[i]] == e + 1)
 				return m2n__error(-EINVAL,
-					"expert map: expert %u names owner %u twice, owners must be distinct",
+					"expert map: expert %u names owner %u twice, owners must "
+					"be distinct",
 					e, owners[i]);
 			seen[owners[i]] = e + 1;
 		}
@@ -138,8 +140,8 @@ static void derive(struct m2n_map *map)
 	map->digest = hash;
 }
 
-static int check_arrays(uint32_t n_experts, uint32_t n_ranks, const uint32_t *owner_first,
-	const uint32_t *owners)
+static int check_arrays(
+	uint32_t n_experts, uint32_t n_ranks, const uint32_t *owner_first, const uint32_t *owners)
 {
 	uint32_t *seen;
 	int status = check_first(n_experts, n_ranks, owner_first);
@@ -177,8 +179,9 @@ int m2n_map_create(uint32_t n_experts, uint32_t n_ranks, const uint32_t *owner_f
 	}
 	made = allocate(n_experts, n_ranks, n_instances);
 	if (!made)
-		return m2n__error(-ENOMEM, "expert map: no memory for %u experts, %u ranks, %u instances",
-			n_experts, n_ranks, n_instances);
+		return m2n__error(-ENOMEM,
+			"expert map: no memory for %u experts, %u ranks, %u instances", n_experts,
+			n_ranks, n_instances);
 	if (owners) {
 		memcpy(made->owner_first, owner_first, ((size_t)n_experts + 1) * sizeof(uint32_t));
 		memcpy(made->owner_rank, owners, (size_t)n_instances * sizeof(uint32_t));

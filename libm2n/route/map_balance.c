@@ -31,13 +31,13 @@ struct balance {
 	uint32_t n_experts, n_ranks, max_local;
 	uint32_t n_slots; /* most instances in all */
 	const float *load;
-	uint32_t *n_replicas;  /* [n_experts] */
-	struct expert *order;  /* [n_experts] */
-	struct rank *heap;     /* [n_ranks] least loaded first, full ranks left out */
-	struct rank *taken;    /* [n_ranks] ranks that have a replica of the expert at hand */
-	uint32_t *first;       /* [n_experts + 1] the placement at hand, as m2n_map_create() takes it */
-	uint32_t *owners;      /* [n_slots] */
-	uint32_t *best_first;  /* [n_experts + 1] */
+	uint32_t *n_replicas; /* [n_experts] */
+	struct expert *order; /* [n_experts] */
+	struct rank *heap; /* [n_ranks] least loaded first, full ranks left out */
+	struct rank *taken; /* [n_ranks] ranks that have a replica of the expert at hand */
+	uint32_t *first; /* [n_experts + 1] the placement at hand, as m2n_map_create() takes it */
+	uint32_t *owners; /* [n_slots] */
+	uint32_t *best_first; /* [n_experts + 1] */
 	uint32_t *best_owners; /* [n_slots] */
 };
 
@@ -49,8 +49,8 @@ static int check(uint32_t n_experts, uint32_t n_ranks, const float *load, uint32
 	if (!load || !map)
 		return m2n__error(-EINVAL, "expert map: %s is NULL", load ? "map" : "load");
 	if (n_experts == 0 || n_experts > INT32_MAX)
-		return m2n__error(-EINVAL, "expert map: n_experts is %u, accepted: 1..%d", n_experts,
-			INT32_MAX);
+		return m2n__error(-EINVAL, "expert map: n_experts is %u, accepted: 1..%d",
+			n_experts, INT32_MAX);
 	if (n_ranks == 0 || n_ranks > M2N__MAX_EXPERT_RANKS)
 		return m2n__error(-EINVAL, "expert map: n_ranks is %u, accepted: 1..%u", n_ranks,
 			M2N__MAX_EXPERT_RANKS);

@@ -20,8 +20,8 @@
 static int check_limits(const struct m2n__plan_limits *limits)
 {
 	if (limits->top_k == 0 || limits->top_k > INT32_MAX)
-		return m2n__error(-EINVAL, "plan: top_k is %u, accepted: 1..%d", limits->top_k,
-			INT32_MAX);
+		return m2n__error(
+			-EINVAL, "plan: top_k is %u, accepted: 1..%d", limits->top_k, INT32_MAX);
 	if (limits->max_tokens > (uint32_t)INT32_MAX / limits->top_k)
 		return m2n__error(-EINVAL, "plan: max_tokens is %u, accepted: 0..%u with top_k %u",
 			limits->max_tokens, (uint32_t)INT32_MAX / limits->top_k, limits->top_k);
@@ -183,8 +183,8 @@ static uint32_t assign_single(struct m2n_plan *plan, const struct m2n_map *map, 
  * Any number of live owners: [first[e], first[e + 1]) of `instances`. A pair without one is
  * dropped. Returns the first pair with a bad id, or the number of pairs.
  */
-static uint32_t assign_general(struct m2n_plan *plan, const int32_t *ids, const uint32_t *first,
-	const uint32_t *instances)
+static uint32_t assign_general(
+	struct m2n_plan *plan, const int32_t *ids, const uint32_t *first, const uint32_t *instances)
 {
 	uint32_t top_k = plan->limits.top_k, p = 0;
 
@@ -239,8 +239,8 @@ static int check_route(const struct m2n_plan *plan, const struct m2n_map *map, u
 		return m2n__error(-EINVAL, "plan: n_tokens is %u, accepted: 0..%u", n_tokens,
 			plan->limits.max_tokens);
 	if (n_tokens > 0 && !ids)
-		return m2n__error(-EINVAL, "plan: ids is NULL, %u x %u expert ids are needed", n_tokens,
-			plan->limits.top_k);
+		return m2n__error(-EINVAL, "plan: ids is NULL, %u x %u expert ids are needed",
+			n_tokens, plan->limits.top_k);
 	return 0;
 }
 
@@ -251,10 +251,10 @@ static int report_dropped(const struct m2n_plan *plan)
 	while (plan->dropped[token] == 0)
 		token++;
 	return m2n__error(M2N_PARTIAL,
-		"plan: %u pairs dropped, the first of token %u: %u without a live rank that owns the "
-		"expert, %u beyond the capacity of %u rows per expert rank",
-		plan->n_dropped, token, plan->n_dropped_lost, plan->n_dropped - plan->n_dropped_lost,
-		plan->limits.rank_capacity);
+		"plan: %u pairs dropped, the first of token %u: %u without a live rank that owns "
+		"the expert, %u beyond the capacity of %u rows per expert rank",
+		plan->n_dropped, token, plan->n_dropped_lost,
+		plan->n_dropped - plan->n_dropped_lost, plan->limits.rank_capacity);
 }
 
 int m2n__plan_route(struct m2n_plan *plan, struct m2n_map *map, uint32_t source, uint32_t n_tokens,
@@ -282,7 +282,8 @@ int m2n__plan_route(struct m2n_plan *plan, struct m2n_map *map, uint32_t source,
 	if (bad < n_pairs) {
 		m2n__plan_clear(plan);
 		return m2n__error(-EINVAL,
-			"plan: token %u, k %u: expert id %d is out of range, accepted: 0..%u, or -1 for none",
+			"plan: token %u, k %u: expert id %d is out of range, accepted: 0..%u, or "
+			"-1 for none",
 			bad / top_k, bad % top_k, ids[bad], map->n_experts - 1);
 	}
 	status = m2n__plan_build(plan, map);

@@ -26,7 +26,7 @@ struct m2n__plan_limits {
 	uint32_t n_experts;
 	uint32_t n_ranks;       /* expert ranks */
 	uint32_t max_instances; /* over all ranks, of any map that will be used */
-	uint32_t rank_capacity; /* most rows (unique rows with dedup) to one expert rank; 0: no limit */
+	uint32_t rank_capacity; /* most (with dedup: unique) rows to an expert rank; 0: no limit */
 	int dedup;
 	int reduce_at_expert;
 	int drop_overflow; /* overflow: 0 error, 1 drop and report */
@@ -52,10 +52,11 @@ struct m2n_plan {
 	uint32_t *unique_token;   /* [n_unique]; row_token without dedup */
 	int32_t *pair_row;        /* [n_tokens * top_k] global row, -1: none */
 	uint16_t *pair_rank;      /* [n_tokens * top_k] expert index, valid where pair_row >= 0 */
-	int32_t *pair_reply;      /* [n_tokens * top_k] global reply row to add for this pair, -1: none
-	                           * (reduce_at_expert: only the first pair of a token on a rank) */
+	/* [n_tokens * top_k] global reply row to add for this pair, -1: none (reduce_at_expert: only
+	 * the first pair of a token on a rank has one) */
+	int32_t *pair_reply;
 	float *weight;            /* [n_tokens * top_k], 1 when none were given */
-	uint8_t *dropped;         /* [n_tokens] pairs of this token that were dropped, 255 at most */
+	uint8_t *dropped;         /* [n_tokens] dropped pairs of this token, 255 at most */
 	void *arena;              /* one allocation behind all arrays */
 	size_t arena_bytes;
 	/* Scratch of one routing. */

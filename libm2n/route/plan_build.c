@@ -34,8 +34,8 @@ int m2n__plan_check_map(const struct m2n_plan *plan, const struct m2n_map *map)
 	if (!map)
 		return m2n__error(-EINVAL, "plan: the expert map is NULL");
 	if (map->n_experts != limits->n_experts)
-		return m2n__error(-EINVAL, "plan: the map has %u experts, accepted: %u", map->n_experts,
-			limits->n_experts);
+		return m2n__error(-EINVAL, "plan: the map has %u experts, accepted: %u",
+			map->n_experts, limits->n_experts);
 	if (map->n_ranks != limits->n_ranks)
 		return m2n__error(-EINVAL, "plan: the map has %u expert ranks, accepted: %u",
 			map->n_ranks, limits->n_ranks);
@@ -247,15 +247,19 @@ static void find_tokens(struct m2n_plan *plan)
 	if (plan->n_tokens * top_k <= 1u << 22) {
 		float inverse = 1.0f / (float)top_k;
 
-		for (uint32_t row = 0; row < n_rows; row++)
-			row_token[row] =
-				(uint32_t)(int32_t)(((float)(int32_t)row_pair[row] + 0.5f) * inverse);
+		for (uint32_t row = 0; row < n_rows; row++) {
+			float middle = (float)(int32_t)row_pair[row] + 0.5f;
+
+			row_token[row] = (uint32_t)(int32_t)(middle * inverse);
+		}
 	} else {
 		double inverse = 1.0 / (double)top_k;
 
-		for (uint32_t row = 0; row < n_rows; row++)
-			row_token[row] =
-				(uint32_t)(int32_t)(((double)(int32_t)row_pair[row] + 0.5) * inverse);
+		for (uint32_t row = 0; row < n_rows; row++) {
+			double middle = (double)(int32_t)row_pair[row] + 0.5;
+
+			row_token[row] = (uint32_t)(int32_t)(middle * inverse);
+		}
 	}
 }
 
@@ -268,8 +272,8 @@ int m2n__plan_build(struct m2n_plan *plan, struct m2n_map *map)
 	if (rank < map->n_ranks) {
 		if (!plan->limits.drop_overflow)
 			return m2n__error(M2N_ERR_CAPACITY,
-				"plan: expert rank index %u would get %u %srows from source index %u, "
-				"accepted: up to %u",
+				"plan: expert rank index %u would get %u %srows from source "
+				"index %u, accepted: up to %u",
 				rank, plan->unique_first[rank + 1] - plan->unique_first[rank],
 				plan->limits.dedup ? "unique " : "", plan->source,
 				plan->limits.rank_capacity);

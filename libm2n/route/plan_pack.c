@@ -17,8 +17,8 @@
 static uint16_t make_flags(const struct m2n__plan_limits *limits, uint32_t n_instances)
 {
 	return (uint16_t)((limits->dedup ? M2N__PLAN_DEDUP : 0) |
-		(limits->reduce_at_expert ? M2N__PLAN_REDUCE : 0) |
-		(n_instances > UINT16_MAX ? M2N__PLAN_WIDE : 0));
+			  (limits->reduce_at_expert ? M2N__PLAN_REDUCE : 0) |
+			  (n_instances > UINT16_MAX ? M2N__PLAN_WIDE : 0));
 }
 
 static void describe(const struct m2n_plan *plan, struct m2n__plan_wire *wire)
@@ -55,7 +55,7 @@ size_t m2n__plan_max_packed_bytes(const struct m2n__plan_limits *limits)
 {
 	struct m2n__plan_wire wire = {
 		.flags = make_flags(limits, limits->max_instances) | M2N__PLAN_WEIGHTS |
-			M2N__PLAN_DROPPED,
+			 M2N__PLAN_DROPPED,
 		.n_tokens = limits->max_tokens,
 		.top_k = limits->top_k,
 	};
@@ -64,8 +64,8 @@ size_t m2n__plan_max_packed_bytes(const struct m2n__plan_limits *limits)
 	return wire.bytes;
 }
 
-static void pack_instances(const struct m2n_plan *plan, const struct m2n__plan_wire *wire,
-	void *buffer)
+static void pack_instances(
+	const struct m2n_plan *plan, const struct m2n__plan_wire *wire, void *buffer)
 {
 	size_t n_pairs = (size_t)plan->n_tokens * plan->limits.top_k;
 	uint32_t row = 0;
@@ -89,8 +89,8 @@ int m2n__plan_pack(const struct m2n_plan *plan, void *buffer, size_t bytes, size
 		return m2n__error(-EINVAL, "plan: %s is NULL", buffer ? "used" : "buffer");
 	describe(plan, &wire);
 	if (bytes < wire.bytes)
-		return m2n__error(-ENOSPC, "plan: the buffer has %zu bytes, packing needs %llu", bytes,
-			(unsigned long long)wire.bytes);
+		return m2n__error(-ENOSPC, "plan: the buffer has %zu bytes, packing needs %llu",
+			bytes, (unsigned long long)wire.bytes);
 	m2n__plan_wire_encode(&wire, buffer);
 	pack_instances(plan, &wire, buffer);
 	for (size_t p = 0; plan->has_weights && p < n_pairs; p++)
@@ -102,8 +102,8 @@ int m2n__plan_pack(const struct m2n_plan *plan, void *buffer, size_t bytes, size
 }
 
 /* Whether the plan and the map at hand are those that the header speaks of. */
-static int check_header(const struct m2n_plan *plan, const struct m2n_map *map,
-	const struct m2n__plan_wire *wire)
+static int check_header(
+	const struct m2n_plan *plan, const struct m2n_map *map, const struct m2n__plan_wire *wire)
 {
 	const struct m2n__plan_limits *limits = &plan->limits;
 	uint16_t modes = wire->flags & (M2N__PLAN_DEDUP | M2N__PLAN_REDUCE);
@@ -111,29 +111,32 @@ static int check_header(const struct m2n_plan *plan, const struct m2n_map *map,
 
 	if (wire->digest != map->digest || wire->n_instances != map->n_instances)
 		return m2n__error(M2N_ERR_MAP,
-			"packed plan: routed with map 0x%08x (%u instances), this round's is 0x%08x (%u)",
+			"packed plan: routed with map 0x%08x (%u instances), this round's is "
+			"0x%08x (%u)",
 			wire->digest, wire->n_instances, map->digest, map->n_instances);
 	if (wire->top_k != limits->top_k)
-		return m2n__error(M2N_ERR_PROTOCOL, "packed plan, offset 28: top_k is %u, expected %u",
-			wire->top_k, limits->top_k);
+		return m2n__error(M2N_ERR_PROTOCOL,
+			"packed plan, offset 28: top_k is %u, expected %u", wire->top_k,
+			limits->top_k);
 	if (wire->n_tokens > limits->max_tokens)
 		return m2n__error(M2N_ERR_PROTOCOL,
 			"packed plan, offset 24: n_tokens is %u, accepted: 0..%u", wire->n_tokens,
 			limits->max_tokens);
 	if (wire->source > INT32_MAX)
 		return m2n__error(M2N_ERR_PROTOCOL,
-			"packed plan, offset 20: the source index is %u, accepted: 0..%d", wire->source,
-			INT32_MAX);
+			"packed plan, offset 20: the source index is %u, accepted: 0..%d",
+			wire->source, INT32_MAX);
 	if (modes != own_modes)
 		return m2n__error(M2N_ERR_PROTOCOL,
-			"packed plan, offset 6: routed with dedup %d and reduce_at_expert %d, here %d and %d",
+			"packed plan, offset 6: routed with dedup %d and reduce_at_expert %d, here "
+			"%d and %d",
 			!!(modes & M2N__PLAN_DEDUP), !!(modes & M2N__PLAN_REDUCE), !!limits->dedup,
 			!!limits->reduce_at_expert);
 	return 0;
 }
 
-static int unpack_instances(struct m2n_plan *plan, const struct m2n__plan_wire *wire,
-	const void *buffer)
+static int unpack_instances(
+	struct m2n_plan *plan, const struct m2n__plan_wire *wire, const void *buffer)
 {
 	size_t n_pairs = (size_t)wire->n_tokens * wire->top_k;
 	uint32_t n_rows = 0;
@@ -143,8 +146,8 @@ static int unpack_instances(struct m2n_plan *plan, const struct m2n__plan_wire *
 
 		if (instance >= (int64_t)wire->n_instances)
 			return m2n__error(M2N_ERR_PROTOCOL,
-				"packed plan: token %zu, k %zu: instance %lld is out of range, accepted: "
-				"0..%u or none",
+				"packed plan: token %zu, k %zu: instance %lld is out of range, "
+				"accepted: 0..%u or none",
 				p / wire->top_k, p % wire->top_k, (long long)instance,
 				wire->n_instances - 1);
 		plan->pair_row[p] = (int32_t)instance;
@@ -155,22 +158,22 @@ static int unpack_instances(struct m2n_plan *plan, const struct m2n__plan_wire *
 	}
 	if (n_rows != wire->n_rows)
 		return m2n__error(M2N_ERR_PROTOCOL,
-			"packed plan, offset 36: n_rows is %u, but %u pairs have an instance", wire->n_rows,
-			n_rows);
+			"packed plan, offset 36: n_rows is %u, but %u pairs have an instance",
+			wire->n_rows, n_rows);
 	return 0;
 }
 
 /* A token cannot have dropped more pairs than have no row, nor all tokens more than all pairs. */
-static int unpack_dropped(struct m2n_plan *plan, const struct m2n__plan_wire *wire,
-	const void *buffer)
+static int unpack_dropped(
+	struct m2n_plan *plan, const struct m2n__plan_wire *wire, const void *buffer)
 {
 	const uint8_t *dropped = (const uint8_t *)buffer + wire->dropped_at;
 	uint32_t least = 0, most = 0;
 
 	if (!(wire->flags & M2N__PLAN_DROPPED) != !wire->n_dropped)
 		return m2n__error(M2N_ERR_PROTOCOL,
-			"packed plan, offset 40: n_dropped is %u, but the flags are 0x%x", wire->n_dropped,
-			wire->flags);
+			"packed plan, offset 40: n_dropped is %u, but the flags are 0x%x",
+			wire->n_dropped, wire->flags);
 	for (uint32_t t = 0; wire->n_dropped && t < wire->n_tokens; t++) {
 		uint32_t n_none = 0;
 
@@ -178,8 +181,8 @@ static int unpack_dropped(struct m2n_plan *plan, const struct m2n__plan_wire *wi
 			n_none += plan->pair_row[(size_t)t * wire->top_k + k] < 0;
 		if (dropped[t] > n_none)
 			return m2n__error(M2N_ERR_PROTOCOL,
-				"packed plan: token %u dropped %u pairs, accepted: 0..%u", t, dropped[t],
-				n_none);
+				"packed plan: token %u dropped %u pairs, accepted: 0..%u", t,
+				dropped[t], n_none);
 		least += dropped[t];
 		most += dropped[t] == UINT8_MAX ? n_none : dropped[t];
 	}
@@ -197,8 +200,8 @@ static int unpack_dropped(struct m2n_plan *plan, const struct m2n__plan_wire *wi
 	return 0;
 }
 
-static void unpack_weights(struct m2n_plan *plan, const struct m2n__plan_wire *wire,
-	const void *buffer)
+static void unpack_weights(
+	struct m2n_plan *plan, const struct m2n__plan_wire *wire, const void *buffer)
 {
 	size_t n_pairs = (size_t)wire->n_tokens * wire->top_k;
 
@@ -220,7 +223,8 @@ static int rebuild(struct m2n_plan *plan, struct m2n_map *map, const struct m2n_
 		return m2n__error_at(M2N_ERR_PROTOCOL, "packed plan");
 	if (plan->n_rows != wire->n_rows)
 		return m2n__error(M2N_ERR_PROTOCOL,
-			"packed plan: %u of its %u rows are beyond the capacity of %u rows per expert rank",
+			"packed plan: %u of its %u rows are beyond the capacity of %u rows per "
+			"expert rank",
 			wire->n_rows - plan->n_rows, wire->n_rows, plan->limits.rank_capacity);
 	return 0;
 }

@@ -23,8 +23,8 @@ static inline uint32_t m2n__fnv_bytes(uint32_t hash, const void *data, size_t by
 
 static inline uint32_t m2n__fnv_u32(uint32_t hash, uint32_t word)
 {
-	const uint8_t bytes[4] = {(uint8_t)word, (uint8_t)(word >> 8), (uint8_t)(word >> 16),
-		(uint8_t)(word >> 24)};
+	const uint8_t bytes[4] = {
+		(uint8_t)word, (uint8_t)(word >> 8), (uint8_t)(word >> 16), (uint8_t)(word >> 24)};
 
 	return m2n__fnv_bytes(hash, bytes, sizeof(bytes));
 }

@@ -72,8 +72,8 @@ static int check_sizes(struct m2n__plan_wire *wire, uint64_t said_bytes, size_t 
 
 	if (wire->flags & ~M2N__PLAN_ALL_FLAGS)
 		return m2n__error(M2N_ERR_PROTOCOL,
-			"packed plan, offset 6: flags are 0x%x, accepted: bits of 0x%x", wire->flags,
-			M2N__PLAN_ALL_FLAGS);
+			"packed plan, offset 6: flags are 0x%x, accepted: bits of 0x%x",
+			wire->flags, M2N__PLAN_ALL_FLAGS);
 	if (n_pairs > INT32_MAX)
 		return m2n__error(M2N_ERR_PROTOCOL,
 			"packed plan, offset 24: %u tokens x top_k %u, accepted: up to %d pairs",
@@ -85,7 +85,8 @@ static int check_sizes(struct m2n__plan_wire *wire, uint64_t said_bytes, size_t 
 	m2n__plan_wire_layout(wire);
 	if (wire->bytes != bytes || said_bytes != bytes)
 		return m2n__error(M2N_ERR_PROTOCOL,
-			"packed plan, offset 8: the length says %llu bytes, the sizes say %llu, there are %zu",
+			"packed plan, offset 8: the length says %llu bytes, the sizes say %llu, "
+			"there are %zu",
 			(unsigned long long)said_bytes, (unsigned long long)wire->bytes, bytes);
 	return 0;
 }
@@ -95,16 +96,17 @@ int m2n__plan_wire_decode(const void *buffer, size_t bytes, struct m2n__plan_wir
 	const uint8_t *at = buffer;
 
 	if (!buffer || bytes < M2N__PLAN_HEADER_BYTES)
-		return m2n__error(M2N_ERR_PROTOCOL, "packed plan: %zu bytes, the header alone has %d",
-			buffer ? bytes : 0, M2N__PLAN_HEADER_BYTES);
+		return m2n__error(M2N_ERR_PROTOCOL,
+			"packed plan: %zu bytes, the header alone has %d", buffer ? bytes : 0,
+			M2N__PLAN_HEADER_BYTES);
 	if (get32(at) != M2N__PLAN_MAGIC)
 		return m2n__error(M2N_ERR_PROTOCOL,
 			"packed plan, offset 0: magic is 0x%08x, expected 0x%08x", get32(at),
 			M2N__PLAN_MAGIC);
 	if (get16(at + 4) != M2N__PLAN_VERSION)
 		return m2n__error(M2N_ERR_VERSION,
-			"packed plan, offset 4: version is %u, this library reads %d", get16(at + 4),
-			M2N__PLAN_VERSION);
+			"packed plan, offset 4: version is %u, this library reads %d",
+			get16(at + 4), M2N__PLAN_VERSION);
 	memset(wire, 0, sizeof(*wire));
 	wire->flags = (uint16_t)get16(at + 6);
 	wire->digest = get32(at + 16);
@@ -118,8 +120,8 @@ int m2n__plan_wire_decode(const void *buffer, size_t bytes, struct m2n__plan_wir
 	return check_sizes(wire, get32(at + 8) | (uint64_t)get32(at + 12) << 32, bytes);
 }
 
-void m2n__plan_wire_put_instance(const struct m2n__plan_wire *wire, void *buffer, size_t p,
-	int64_t instance)
+void m2n__plan_wire_put_instance(
+	const struct m2n__plan_wire *wire, void *buffer, size_t p, int64_t instance)
 {
 	uint8_t *at = (uint8_t *)buffer + wire->instances_at;
 
@@ -138,8 +140,8 @@ int64_t m2n__plan_wire_get_instance(const struct m2n__plan_wire *wire, const voi
 	return value == (wide ? UINT32_MAX : UINT16_MAX) ? -1 : (int64_t)value;
 }
 
-void m2n__plan_wire_put_weight(const struct m2n__plan_wire *wire, void *buffer, size_t p,
-	float weight)
+void m2n__plan_wire_put_weight(
+	const struct m2n__plan_wire *wire, void *buffer, size_t p, float weight)
 {
 	uint32_t bits;
 

@@ -1,7 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A plan as bytes: what a source hands to sinks that are not the sources, so that they can place
- * and reduce the replies. All numbers are little-endian.
+ * and reduce the replies. A header, then three arrays.
+ *
+ * Decoding checks what can be known from the bytes alone: that the form is ours, that no flag is
+ * unknown and that sizes and length agree. What numbers mean is the plan's to check.
+ */
+#ifndef M2N_PLAN_WIRE_H
+#define M2N_PLAN_WIRE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/*
+ * The form. All numbers are little-endian.
  *
  *	offset	size	what
  *	0	4	magic "M2NP"
@@ -16,28 +28,19 @@
  *	36	4	n_rows
  *	40	4	n_dropped
  *	44	4	n_dropped_lost
- *	48	...	instance of each pair [n_tokens, top_k]: u16, or u32 with M2N__PLAN_WIDE; all
- *			ones: the pair has no row; padded with zeros to 4 bytes
- *		...	weights [n_tokens, top_k] f32, with M2N__PLAN_WEIGHTS
- *		...	dropped pairs of each token [n_tokens] u8, with M2N__PLAN_DROPPED
- *
- * Decoding checks what can be known from the bytes alone: that the form is ours, that no flag is
- * unknown and that sizes and length agree. What numbers mean is the plan's to check.
+ *	48		instance of each pair [n_tokens, top_k], u16, or u32 with
+ *			M2N__PLAN_WIDE; all ones: no row; zeros up to a multiple of 4 bytes
+ *			weights [n_tokens, top_k] f32, with M2N__PLAN_WEIGHTS
+ *			dropped pairs of each token [n_tokens] u8, with M2N__PLAN_DROPPED
  */
-#ifndef M2N_PLAN_WIRE_H
-#define M2N_PLAN_WIRE_H
-
-#include <stddef.h>
-#include <stdint.h>
-
 #define M2N__PLAN_MAGIC 0x504e324du /* "M2NP" */
 #define M2N__PLAN_VERSION 1
 #define M2N__PLAN_HEADER_BYTES 48
 
 #define M2N__PLAN_WEIGHTS 0x01u /* weights follow */
-#define M2N__PLAN_DEDUP 0x02u   /* routed with dedup */
-#define M2N__PLAN_REDUCE 0x04u  /* routed with reduce_at_expert */
-#define M2N__PLAN_WIDE 0x08u    /* instances are 32 bits: more than 65535 of them */
+#define M2N__PLAN_DEDUP 0x02u /* routed with dedup */
+#define M2N__PLAN_REDUCE 0x04u /* routed with reduce_at_expert */
+#define M2N__PLAN_WIDE 0x08u /* instances are 32 bits: more than 65535 of them */
 #define M2N__PLAN_DROPPED 0x10u /* dropped pairs by token follow */
 #define M2N__PLAN_ALL_FLAGS 0x1fu
 
@@ -69,11 +72,12 @@ void m2n__plan_wire_encode(const struct m2n__plan_wire *wire, void *buffer);
 int m2n__plan_wire_decode(const void *buffer, size_t bytes, struct m2n__plan_wire *wire);
 
 /* Pair `p` of the instances, -1 for none. */
-void m2n__plan_wire_put_instance(const struct m2n__plan_wire *wire, void *buffer, size_t p,
-	int64_t instance);
-int64_t m2n__plan_wire_get_instance(const struct m2n__plan_wire *wire, const void *buffer, size_t p);
-void m2n__plan_wire_put_weight(const struct m2n__plan_wire *wire, void *buffer, size_t p,
-	float weight);
+void m2n__plan_wire_put_instance(
+	const struct m2n__plan_wire *wire, void *buffer, size_t p, int64_t instance);
+int64_t m2n__plan_wire_get_instance(
+	const struct m2n__plan_wire *wire, const void *buffer, size_t p);
+void m2n__plan_wire_put_weight(
+	const struct m2n__plan_wire *wire, void *buffer, size_t p, float weight);
 float m2n__plan_wire_get_weight(const struct m2n__plan_wire *wire, const void *buffer, size_t p);
 
 #endif

@@ -64,8 +64,8 @@ static void check_repack(const struct m2n_plan *plan, const uint8_t *data, size_
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
 	static const uint32_t first[] = {0, 2, 3, 4, 5, 6, 7}, owners[] = {0, 1, 0, 1, 1, 2, 2};
-	struct m2n__plan_limits limits = {.max_tokens = 64, .top_k = 3, .n_experts = 6,
-		.n_ranks = 3, .max_instances = 7};
+	struct m2n__plan_limits limits = {
+		.max_tokens = 64, .top_k = 3, .n_experts = 6, .n_ranks = 3, .max_instances = 7};
 	struct m2n_map *map = NULL;
 	struct m2n_plan *plan = NULL;
 

@@ -100,8 +100,8 @@ static void bad_maps_are_refused(void **state)
 	assert_int_equal(m2n_map_create(2, 2, NULL, NULL, NULL), -EINVAL);
 }
 
-static uint32_t digest_of(uint32_t n_experts, uint32_t n_ranks, const uint32_t *first,
-	const uint32_t *owners)
+static uint32_t digest_of(
+	uint32_t n_experts, uint32_t n_ranks, const uint32_t *first, const uint32_t *owners)
 {
 	struct m2n_map *map = NULL;
 	uint32_t digest;
@@ -126,8 +126,8 @@ static uint32_t fnv_by_hand(const uint8_t *bytes, size_t n)
 
 static void digests_tell_maps_apart(void **state)
 {
-	static const uint8_t words[] = {2, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1,
-		0, 0, 0};
+	static const uint8_t words[] = {
+		2, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0};
 	const uint32_t first[] = {0, 1, 2}, both[] = {0, 2, 3}, second[] = {0, 1, 3};
 	const uint32_t straight[] = {0, 1, 0}, crossed[] = {1, 0, 0};
 	uint32_t digests[6];
@@ -255,14 +255,16 @@ static void balance_holds_its_promises(void **state)
 				largest = load[e] > largest ? (double)load[e] : largest;
 			}
 			for (uint32_t spare = 0; spare < 3; spare++) {
-				assert_int_equal(m2n_map_balance(n_experts, n_ranks, load, least + spare,
-					&map), 0);
+				assert_int_equal(m2n_map_balance(n_experts, n_ranks, load,
+							 least + spare, &map),
+					0);
 				assert_true(map->max_local <= least + spare);
 				m2n_map_destroy(map);
 			}
-			assert_int_equal(m2n_map_balance(n_experts, n_ranks, load, UINT32_MAX, &map), 0);
+			assert_int_equal(
+				m2n_map_balance(n_experts, n_ranks, load, UINT32_MAX, &map), 0);
 			assert_true(max_load(map, load) <=
-				mean + largest * (1 - 1.0 / n_ranks) + 1e-6 * mean);
+				    mean + largest * (1 - 1.0 / n_ranks) + 1e-6 * mean);
 			m2n_map_destroy(map);
 		}
 	}

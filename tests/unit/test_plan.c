@@ -42,15 +42,15 @@ static struct m2n_plan *make_plan(const struct m2n_map *map, uint32_t max_tokens
 
 static const struct m2n__plan_limits plain = {0};
 
-#define assert_u32s(array, ...) \
-	do { \
-		const uint32_t want_[] = {__VA_ARGS__}; \
-		assert_memory_equal(array, want_, sizeof(want_)); \
+#define assert_u32s(array, ...)                                                                    \
+	do {                                                                                       \
+		const uint32_t want_[] = {__VA_ARGS__};                                            \
+		assert_memory_equal(array, want_, sizeof(want_));                                  \
 	} while (0)
-#define assert_i32s(array, ...) \
-	do { \
-		const int32_t want_[] = {__VA_ARGS__}; \
-		assert_memory_equal(array, want_, sizeof(want_)); \
+#define assert_i32s(array, ...)                                                                    \
+	do {                                                                                       \
+		const int32_t want_[] = {__VA_ARGS__};                                             \
+		assert_memory_equal(array, want_, sizeof(want_));                                  \
 	} while (0)
 
 /* Four experts on two ranks, three tokens, top-2, an absent choice and a repeated expert. */
@@ -167,7 +167,7 @@ static void capacity_is_exact(void **state)
 		assert_int_equal(m2n__plan_route(plan, map, 2, n, ids, NULL, NULL), 0);
 	assert_int_equal(m2n__plan_route(plan, map, 2, 6, ids, NULL, NULL), M2N_ERR_CAPACITY);
 	assert_string_equal(m2n_error_text(), "plan: expert rank index 0 would get 6 rows from "
-		"source index 2, accepted: up to 5");
+					      "source index 2, accepted: up to 5");
 	assert_int_equal(plan->n_tokens, 0);
 	assert_int_equal(plan->n_rows, 0);
 	assert_u32s(plan->rank_first, 0, 0, 0);
@@ -212,7 +212,7 @@ static void bad_input_names_the_place(void **state)
 	(void)state;
 	assert_int_equal(m2n__plan_route(plan, map, 0, 2, high, NULL, NULL), -EINVAL);
 	assert_string_equal(m2n_error_text(), "plan: token 1, k 1: expert id 4 is out of range, "
-		"accepted: 0..3, or -1 for none");
+					      "accepted: 0..3, or -1 for none");
 	assert_int_equal(plan->n_tokens, 0);
 	assert_u32s(plan->count, 0, 0, 0, 0);
 	assert_int_equal(m2n__plan_route(plan, map, 0, 2, low, NULL, NULL), -EINVAL);
@@ -250,8 +250,8 @@ static void a_map_with_more_instances_is_refused(void **state)
 
 static void limits_are_checked(void **state)
 {
-	const struct m2n__plan_limits good = {.max_tokens = 8, .top_k = 2, .n_experts = 4,
-		.n_ranks = 2, .max_instances = 4};
+	const struct m2n__plan_limits good = {
+		.max_tokens = 8, .top_k = 2, .n_experts = 4, .n_ranks = 2, .max_instances = 4};
 	struct m2n__plan_limits bad[8];
 	struct m2n_plan *plan = NULL;
 
@@ -293,6 +293,53 @@ static void a_plan_keeps_its_map(void **state)
 	m2n_map_destroy(next);
 }
 
+static void routing_again_forgets_what_was_dropped(void **state)
+{
+	struct m2n__plan_limits limits = {.rank_capacity = 1, .drop_overflow = 1};
+	static const int32_t both[] = {0, 0, 3, -1}, apart[] = {0, -1, 3, -1};
+	struct m2n_map *map = make_blocks(4, 2);
+	struct m2n_plan *plan = make_plan(map, 8, 2, limits);
+
+	(void)state;
+	assert_int_equal(m2n__plan_route(plan, map, 0, 2, both, NULL, NULL), M2N_PARTIAL);
+	assert_memory_equal(plan->dropped, "\1\0", 2);
+	assert_int_equal(m2n__plan_route(plan, map, 0, 2, apart, NULL, NULL), 0);
+	assert_memory_equal(plan->dropped, "\0\0", 2);
+	assert_int_equal(plan->n_dropped, 0);
+	m2n__plan_destroy(plan);
+	m2n_map_destroy(map);
+}
+
+static void check_tokens(uint32_t n_tokens, uint32_t top_k)
+{
+	struct m2n_map *map = make_blocks(1, 1);
+	struct m2n_plan *plan = make_plan(map, n_tokens, top_k, plain);
+	int32_t *ids = calloc((size_t)n_tokens * top_k, sizeof(*ids));
+	uint32_t row = 0;
+
+	assert_int_equal(m2n__plan_route(plan, map, 0, n_tokens, ids, NULL, NULL), 0);
+	for (uint32_t t = 0; t < n_tokens; t++) {
+		for (uint32_t k = 0; k < top_k; k++, row++) {
+			if (plan->row_token[row] != t)
+				fail_msg("top_k %u: row %u has token %u, not %u", top_k, row,
+					plan->row_token[row], t);
+		}
+	}
+	free(ids);
+	m2n__plan_destroy(plan);
+	m2n_map_destroy(map);
+}
+
+/* Tokens come from a division by a reciprocal: sizes up to and past its bound for f32. */
+static void tokens_are_exact_for_any_top_k(void **state)
+{
+	(void)state;
+	for (uint32_t top_k = 1; top_k < 260; top_k++)
+		check_tokens(100, top_k);
+	check_tokens((1u << 22) / 49, 49);
+	check_tokens((1u << 22) / 3 + 1, 3);
+}
+
 /* A small generator of its own: the same numbers everywhere. */
 static uint64_t random_state;
 
@@ -326,7 +373,7 @@ static struct m2n_map *random_map(uint32_t n_experts, uint32_t n_ranks, uint32_t
 struct shape {
 	uint32_t n_tokens, top_k, n_experts, n_ranks, max_owners, source;
 	unsigned skew; /* 0 uniform, 1 low ids more often, 2 all to the last, 3 none at all */
-	int lose;      /* mark some ranks lost */
+	int lose; /* mark some ranks lost */
 	int dedup, reduce;
 };
 
@@ -385,8 +432,10 @@ static void check_rows(const struct m2n_plan *plan, const struct m2n_map *map,
 		for (uint32_t l = 0; l < m2n_map_n_local(map, r); l++, instance++) {
 			int32_t expert = m2n_map_expert(map, r, l);
 			int owner = find_owner(map, (uint32_t)expert, r, live, &n_owners);
-			size_t n = owner < 0 ? 0 : m2n__ref_rows(shape->n_tokens, shape->top_k, ids,
-				expert, shape->source, (uint32_t)owner, n_owners, token, k);
+			size_t n = owner < 0 ? 0
+					     : m2n__ref_rows(shape->n_tokens, shape->top_k, ids,
+						       expert, shape->source, (uint32_t)owner,
+						       n_owners, token, k);
 
 			assert_int_equal(plan->count[instance], n);
 			for (size_t i = 0; i < n; i++, row++) {
@@ -422,7 +471,8 @@ static void check_unique(const struct m2n_plan *plan)
 					continue;
 				assert_int_equal(plan->row_unique[plan->pair_row[p]], unique);
 				if (plan->limits.reduce_at_expert)
-					assert_int_equal(plan->pair_reply[p], is_here ? -1 : (int)unique);
+					assert_int_equal(
+						plan->pair_reply[p], is_here ? -1 : (int)unique);
 				is_here = 1;
 			}
 			if (is_here)
@@ -489,15 +539,48 @@ static void every_shape_is_what_the_oracle_says(void **state)
 {
 	static const struct shape shapes[] = {
 		{.n_tokens = 0, .top_k = 1, .n_experts = 1, .n_ranks = 1, .max_owners = 1},
-		{.n_tokens = 1, .top_k = 1, .n_experts = 1, .n_ranks = 1, .max_owners = 1, .skew = 2},
+		{.n_tokens = 1,
+			.top_k = 1,
+			.n_experts = 1,
+			.n_ranks = 1,
+			.max_owners = 1,
+			.skew = 2},
 		{.n_tokens = 17, .top_k = 8, .n_experts = 8, .n_ranks = 3, .max_owners = 1},
-		{.n_tokens = 64, .top_k = 4, .n_experts = 16, .n_ranks = 5, .max_owners = 3, .source = 7},
-		{.n_tokens = 33, .top_k = 2, .n_experts = 7, .n_ranks = 16, .max_owners = 2, .skew = 1},
-		{.n_tokens = 50, .top_k = 3, .n_experts = 12, .n_ranks = 4, .max_owners = 4, .skew = 2},
-		{.n_tokens = 9, .top_k = 3, .n_experts = 12, .n_ranks = 4, .max_owners = 1, .skew = 3},
-		{.n_tokens = 128, .top_k = 8, .n_experts = 256, .n_ranks = 64, .max_owners = 1,
+		{.n_tokens = 64,
+			.top_k = 4,
+			.n_experts = 16,
+			.n_ranks = 5,
+			.max_owners = 3,
+			.source = 7},
+		{.n_tokens = 33,
+			.top_k = 2,
+			.n_experts = 7,
+			.n_ranks = 16,
+			.max_owners = 2,
 			.skew = 1},
-		{.n_tokens = 100, .top_k = 6, .n_experts = 64, .n_ranks = 130, .max_owners = 9,
+		{.n_tokens = 50,
+			.top_k = 3,
+			.n_experts = 12,
+			.n_ranks = 4,
+			.max_owners = 4,
+			.skew = 2},
+		{.n_tokens = 9,
+			.top_k = 3,
+			.n_experts = 12,
+			.n_ranks = 4,
+			.max_owners = 1,
+			.skew = 3},
+		{.n_tokens = 128,
+			.top_k = 8,
+			.n_experts = 256,
+			.n_ranks = 64,
+			.max_owners = 1,
+			.skew = 1},
+		{.n_tokens = 100,
+			.top_k = 6,
+			.n_experts = 64,
+			.n_ranks = 130,
+			.max_owners = 9,
 			.source = 1000003},
 		{.n_tokens = 3, .top_k = 300, .n_experts = 2, .n_ranks = 2, .max_owners = 1},
 	};
@@ -530,6 +613,8 @@ int main(void)
 		cmocka_unit_test(a_map_with_more_instances_is_refused),
 		cmocka_unit_test(limits_are_checked),
 		cmocka_unit_test(a_plan_keeps_its_map),
+		cmocka_unit_test(routing_again_forgets_what_was_dropped),
+		cmocka_unit_test(tokens_are_exact_for_any_top_k),
 		cmocka_unit_test(every_shape_is_what_the_oracle_says),
 	};
 

@@ -32,8 +32,11 @@ struct fixture {
 	size_t n_bytes;
 };
 
-static const struct m2n__plan_limits base = {.max_tokens = TOKENS, .top_k = TOP_K,
-	.n_experts = EXPERTS, .n_ranks = RANKS, .max_instances = EXPERTS + 1};
+static const struct m2n__plan_limits base = {.max_tokens = TOKENS,
+	.top_k = TOP_K,
+	.n_experts = EXPERTS,
+	.n_ranks = RANKS,
+	.max_instances = EXPERTS + 1};
 
 static void open_fixture(struct fixture *f, const struct m2n__plan_limits *limits,
 	const float *given_weights, const uint64_t *live)
@@ -159,8 +162,11 @@ static void an_empty_plan_travels_too(void **state)
 
 static void more_instances_than_16_bits_travel(void **state)
 {
-	struct m2n__plan_limits limits = {.max_tokens = 2, .top_k = 1, .n_experts = 70000,
-		.n_ranks = 3, .max_instances = 70000};
+	struct m2n__plan_limits limits = {.max_tokens = 2,
+		.top_k = 1,
+		.n_experts = 70000,
+		.n_ranks = 3,
+		.max_instances = 70000};
 	const int32_t far_ids[] = {69999, 65535};
 	struct m2n_map *map = NULL;
 	struct m2n_plan *plan = NULL, *copy = NULL;
@@ -187,15 +193,15 @@ static void the_form_is_as_documented(void **state)
 {
 	static const uint8_t want[] = {
 		'M', '2', 'N', 'P', 1, 0, 0, 0, /* magic, version, flags */
-		56, 0, 0, 0, 0, 0, 0, 0,        /* length */
-		0, 0, 0, 0, 7, 0, 0, 0,         /* digest (put in below), source */
-		3, 0, 0, 0, 1, 0, 0, 0,         /* n_tokens, top_k */
-		2, 0, 0, 0, 2, 0, 0, 0,         /* n_instances, n_rows */
-		0, 0, 0, 0, 0, 0, 0, 0,         /* dropped, lost */
-		1, 0, 0xff, 0xff, 0, 0, 0, 0,   /* instances, padding */
+		56, 0, 0, 0, 0, 0, 0, 0, /* length */
+		0, 0, 0, 0, 7, 0, 0, 0, /* digest (put in below), source */
+		3, 0, 0, 0, 1, 0, 0, 0, /* n_tokens, top_k */
+		2, 0, 0, 0, 2, 0, 0, 0, /* n_instances, n_rows */
+		0, 0, 0, 0, 0, 0, 0, 0, /* dropped, lost */
+		1, 0, 0xff, 0xff, 0, 0, 0, 0, /* instances, padding */
 	};
-	struct m2n__plan_limits limits = {.max_tokens = 3, .top_k = 1, .n_experts = 2, .n_ranks = 1,
-		.max_instances = 2};
+	struct m2n__plan_limits limits = {
+		.max_tokens = 3, .top_k = 1, .n_experts = 2, .n_ranks = 1, .max_instances = 2};
 	const int32_t few_ids[] = {1, -1, 0};
 	struct m2n_map *map = NULL;
 	struct m2n_plan *plan = NULL;
@@ -304,9 +310,33 @@ static void lies_are_named(void **state)
 	assert_int_equal(unpack_with(&f, 40, 1), M2N_ERR_PROTOCOL);
 	assert_int_equal(unpack_with(&f, 44, 1), M2N_ERR_PROTOCOL);
 	assert_int_equal(unpack_with(&f, 48, 7), M2N_ERR_PROTOCOL);
-	assert_non_null(strstr(m2n_error_text(),
-		"token 0, k 0: instance 7 is out of range, accepted: 0..6"));
+	assert_non_null(strstr(
+		m2n_error_text(), "token 0, k 0: instance 7 is out of range, accepted: 0..6"));
 	assert_int_equal(m2n__plan_unpack(f.copy, f.map, f.bytes, f.n_bytes), 0);
+	close_fixture(&f);
+}
+
+/* The numbers of dropped pairs must fit the pairs that have no row, token by token. */
+static void dropped_pairs_need_pairs_without_a_row(void **state)
+{
+	const uint64_t live = 3;
+	struct fixture f;
+	uint8_t *dropped;
+
+	(void)state;
+	open_fixture(&f, &base, NULL, &live);
+	dropped = f.bytes + f.n_bytes - TOKENS;
+	assert_memory_equal(dropped, "\1\0\1\0\2", TOKENS);
+	memcpy(dropped, "\0\1\1\0\2", TOKENS); /* token 1 has one pair without an id */
+	assert_int_equal(m2n__plan_unpack(f.copy, f.map, f.bytes, f.n_bytes), 0);
+	memcpy(dropped, "\0\2\1\0\1", TOKENS);
+	assert_int_equal(m2n__plan_unpack(f.copy, f.map, f.bytes, f.n_bytes), M2N_ERR_PROTOCOL);
+	assert_string_equal(
+		m2n_error_text(), "packed plan: token 1 dropped 2 pairs, accepted: 0..1");
+	memcpy(dropped, "\1\0\1\0\1", TOKENS);
+	assert_int_equal(m2n__plan_unpack(f.copy, f.map, f.bytes, f.n_bytes), M2N_ERR_PROTOCOL);
+	assert_string_equal(m2n_error_text(),
+		"packed plan, offset 40: n_dropped is 4 (4 lost), the tokens say 3..3");
 	close_fixture(&f);
 }
 
@@ -322,7 +352,8 @@ static void rows_beyond_the_capacity_are_refused(void **state)
 	for (int drop = 0; drop < 2; drop++) {
 		small.drop_overflow = drop;
 		assert_int_equal(m2n__plan_create(&small, &copy), 0);
-		assert_int_equal(m2n__plan_unpack(copy, f.map, f.bytes, f.n_bytes), M2N_ERR_PROTOCOL);
+		assert_int_equal(
+			m2n__plan_unpack(copy, f.map, f.bytes, f.n_bytes), M2N_ERR_PROTOCOL);
 		assert_int_equal(copy->n_tokens, 0);
 		m2n__plan_destroy(copy);
 	}
@@ -330,8 +361,8 @@ static void rows_beyond_the_capacity_are_refused(void **state)
 	small.max_tokens = TOKENS - 1;
 	assert_int_equal(m2n__plan_create(&small, &copy), 0);
 	assert_int_equal(m2n__plan_unpack(copy, f.map, f.bytes, f.n_bytes), M2N_ERR_PROTOCOL);
-	assert_string_equal(m2n_error_text(),
-		"packed plan, offset 24: n_tokens is 5, accepted: 0..4");
+	assert_string_equal(
+		m2n_error_text(), "packed plan, offset 24: n_tokens is 5, accepted: 0..4");
 	m2n__plan_destroy(copy);
 	close_fixture(&f);
 }
@@ -345,6 +376,7 @@ int main(void)
 		cmocka_unit_test(the_form_is_as_documented),
 		cmocka_unit_test(no_single_byte_breaks_unpacking),
 		cmocka_unit_test(lies_are_named),
+		cmocka_unit_test(dropped_pairs_need_pairs_without_a_row),
 		cmocka_unit_test(rows_beyond_the_capacity_are_refused),
 	};
 

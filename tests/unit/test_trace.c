@@ -38,8 +38,8 @@ static int parse(const char *text, struct trace *trace, char *error)
 static void lines_become_layers(void **state)
 {
 	static const char text[] = HEAD "2,0,7,3,1,0.75,0.25\n"
-				   "2,5,8,0,9,1e-1,2.5E+0\r\n"
-				   "4,0,0,1,2,.5,1.\n";
+					"2,5,8,0,9,1e-1,2.5E+0\r\n"
+					"4,0,0,1,2,.5,1.\n";
 	struct trace trace;
 	char error[256] = "";
 
@@ -73,7 +73,8 @@ static void lines_become_layers(void **state)
 static void weights_are_read_as_strtof_reads_them(void **state)
 {
 	static const char *const weights[] = {"0.099801", "0.5195312", "3.4028234e38", "1e-45",
-		"1.17549435e-38", "0.1", "16777217", "123456789.125", "0", "1e-400", "0.333333333333"};
+		"1.17549435e-38", "0.1", "16777217", "123456789.125", "0", "1e-400",
+		"0.333333333333"};
 	char text[256], error[256];
 	struct trace trace;
 
@@ -92,33 +93,40 @@ static void bad_text_is_refused_by_name_and_line(void **state)
 		const char *text, *error;
 	} cases[] = {
 		{"", "t.csv:1: expected the columns layer,token,rank_hint,expert0..,weight0.., "
-			"found nothing"},
+		     "found nothing"},
 		{"layer,token\n", "t.csv:1: expected the columns"},
-		{"layer,token,rank_hint,weight0\n", "t.csv:1: expected column expert0, found 'weight0'"},
+		{"layer,token,rank_hint,weight0\n",
+			"t.csv:1: expected column expert0, found 'weight0'"},
 		{"layer,token,rank_hint,expert0,expert1,weight0\n",
 			"t.csv:1: expected column weight1 after 2 experts"},
 		{"layer,token,rank_hint,expert0,expert2,weight0\n",
-			"t.csv:1: expected column weight0 after 1 experts (256 at most), found 'expert2'"},
+			"t.csv:1: expected column weight0 after 1 experts (256 at most), found "
+			"'expert2'"},
 		{"layer,token,rank_hint,expert0,weight0,extra\n",
 			"t.csv:1: expected the end of the line after weight0, found 'extra'"},
 		{"layer,token,rank_hint,expert0,weight01\n", "t.csv:1: expected column weight0"},
 		{HEAD, "t.csv:2: expected one line of data at least, found nothing"},
-		{HEAD "0,0,0,1,2,1\n", "t.csv:2: expected a comma, 7 columns a line, found nothing"},
-		{HEAD "0,0,0,1,2,1,1,1\n", "t.csv:2: expected the end of the line, 7 columns, found '1'"},
+		{HEAD "0,0,0,1,2,1\n",
+			"t.csv:2: expected a comma, 7 columns a line, found nothing"},
+		{HEAD "0,0,0,1,2,1,1,1\n",
+			"t.csv:2: expected the end of the line, 7 columns, found '1'"},
 		{HEAD "0,0,0,1,2,1,1\n0,0,0,1,2,1,1\n",
 			"t.csv:3: expected a token above 0 (lines are sorted by token), found '0'"},
 		{HEAD "3,0,0,1,2,1,1\n2,0,0,1,2,1,1\n",
 			"t.csv:3: expected layer 3 or more (lines are sorted by layer), found '2'"},
-		{HEAD "0,0,0,1,2,1,1\n\n", "t.csv:3: expected layer, a whole number in 0..16777215, "
+		{HEAD "0,0,0,1,2,1,1\n\n",
+			"t.csv:3: expected layer, a whole number in 0..16777215, "
 			"found nothing"},
 		{HEAD "x,0,0,1,2,1,1\n", "t.csv:2: expected layer, a whole number"},
 		{HEAD "0,-1,0,1,2,1,1\n",
 			"t.csv:2: expected token, a whole number in 0..16777215, found '-1'"},
 		{HEAD "0,0,+1,1,2,1,1\n", "t.csv:2: expected rank_hint, a whole number"},
 		{HEAD "0,0,0,-1,2,1,1\n", "t.csv:2: expected expert0, a whole number"},
-		{HEAD "0,0,0,1.0,2,1,1\n", "expected expert0, a whole number in 0..16777215, found '1.0'"},
+		{HEAD "0,0,0,1.0,2,1,1\n",
+			"expected expert0, a whole number in 0..16777215, found '1.0'"},
 		{HEAD "0,0,0,1, 2,1,1\n", "expected expert1"},
-		{HEAD "0,0,0,16777216,2,1,1\n", "expected expert0, a whole number in 0..16777215, found "
+		{HEAD "0,0,0,16777216,2,1,1\n",
+			"expected expert0, a whole number in 0..16777215, found "
 			"'16777216'"},
 		{HEAD "0,0,0,18446744073709551617,2,1,1\n", "expected expert0"},
 		{HEAD "0,0,0,1,1,1,1\n", "t.csv:2: expected expert1 other than expert0, found '1'"},
@@ -126,13 +134,15 @@ static void bad_text_is_refused_by_name_and_line(void **state)
 			"t.csv:2: expected weight0, a finite decimal number >= 0, found 'nan'"},
 		{HEAD "0,0,0,1,2,1,NaN\n", "expected weight1"},
 		{HEAD "0,0,0,1,2,inf,1\n", "expected weight0"},
-		{HEAD "0,0,0,1,2,-0.5,1\n", "expected weight0, a finite decimal number >= 0, found '-0.5'"},
+		{HEAD "0,0,0,1,2,-0.5,1\n",
+			"expected weight0, a finite decimal number >= 0, found '-0.5'"},
 		{HEAD "0,0,0,1,2,1e39,1\n", "found '1e39'"},
 		{HEAD "0,0,0,1,2,1e99999999999,1\n", "found '1e99999999999'"},
 		{HEAD "0,0,0,1,2,0x1p3,1\n", "found '0x1p3'"},
 		{HEAD "0,0,0,1,2,.,1\n", "found '.'"},
 		{HEAD "0,0,0,1,2,1e,1\n", "found '1e'"},
-		{HEAD "0,0,0,1,2,,1\n", "expected weight0, a finite decimal number >= 0, found nothing"},
+		{HEAD "0,0,0,1,2,,1\n",
+			"expected weight0, a finite decimal number >= 0, found nothing"},
 		{HEAD "0,0,0,1,2,1,1\r", "t.csv:2: expected the end of the line"},
 		{HEAD "0,0,0,1,2,1,\x01\n", "found '?'"},
 	};
@@ -160,7 +170,8 @@ static void long_errors_are_cut(void **state)
 		char *error = malloc(n + 1);
 
 		error[n] = '\x5a';
-		assert_int_equal(trace_parse("a name of some length", "x", 1, &trace, error, n), -EINVAL);
+		assert_int_equal(
+			trace_parse("a name of some length", "x", 1, &trace, error, n), -EINVAL);
 		assert_int_equal(error[n], '\x5a');
 		if (n)
 			assert_true(strlen(error) < n);
@@ -208,7 +219,8 @@ static void check_layer(struct m2n_plan *plan, struct m2n_map *map, const struct
 	uint32_t row = 0;
 
 	assert_int_equal(m2n__plan_route(plan, map, source, layer->n_tokens, layer->ids,
-		layer->weights, NULL), 0);
+				 layer->weights, NULL),
+		0);
 	assert_int_equal(plan->n_rows, n_pairs);
 	for (uint32_t r = 0, i = 0; r < map->n_ranks; r++) {
 		for (uint32_t l = 0; l < m2n_map_n_local(map, r); l++, i++) {
@@ -218,12 +230,13 @@ static void check_layer(struct m2n_plan *plan, struct m2n_map *map, const struct
 
 			while (map->owner_rank[map->owner_first[e] + owner] != r)
 				owner++;
-			n = m2n__ref_rows(layer->n_tokens, trace->top_k, layer->ids, (int32_t)e, source,
-				owner, n_owners, token, k);
+			n = m2n__ref_rows(layer->n_tokens, trace->top_k, layer->ids, (int32_t)e,
+				source, owner, n_owners, token, k);
 			assert_int_equal(plan->count[i], n);
 			assert_memory_equal(plan->row_token + row, token, n * sizeof(*token));
 			for (size_t j = 0; j < n; j++)
-				assert_int_equal(plan->row_pair[row + j], token[j] * trace->top_k + k[j]);
+				assert_int_equal(
+					plan->row_pair[row + j], token[j] * trace->top_k + k[j]);
 			row += (uint32_t)n;
 		}
 	}
@@ -241,10 +254,13 @@ static void check_trace(const struct trace *trace, uint32_t n_ranks)
 		load[trace->layers[0].ids[p]]++;
 	assert_int_equal(m2n_map_create(trace->n_experts, n_ranks, NULL, NULL, &maps[0]), 0);
 	assert_int_equal(m2n_map_balance(trace->n_experts, n_ranks, load,
-		trace->n_experts / n_ranks + 3, &maps[1]), 0);
+				 trace->n_experts / n_ranks + 3, &maps[1]),
+		0);
 	for (int m = 0; m < 2; m++) {
 		struct m2n__plan_limits limits = {.max_tokens = trace->max_tokens,
-			.top_k = trace->top_k, .n_experts = trace->n_experts, .n_ranks = n_ranks,
+			.top_k = trace->top_k,
+			.n_experts = trace->n_experts,
+			.n_ranks = n_ranks,
 			.max_instances = maps[m]->n_instances};
 		struct m2n_plan *plan = NULL;
 
@@ -263,7 +279,8 @@ static void the_small_trace_routes(void **state)
 	char error[512] = "";
 
 	(void)state;
-	if (trace_load(M2N_SOURCE_ROOT "/tests/data/routing_small.csv", &trace, error, sizeof(error)))
+	if (trace_load(
+		    M2N_SOURCE_ROOT "/tests/data/routing_small.csv", &trace, error, sizeof(error)))
 		fail_msg("%s", error);
 	assert_int_equal(trace.n_layers, 2);
 	assert_int_equal(trace.layers[0].n_tokens, 64);
