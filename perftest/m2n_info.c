@@ -1,0 +1,435 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * m2n_info: what libm2n finds on this machine. Versions, the processor's kernels, the backends
+ * with the reason where one cannot be used, what the launcher says, and every option with the
+ * value in force. It opens a context as a program would; when that fails it says why, shows what
+ * can be known without one, and ends with status 1.
+ *
+ * Everything is gathered into one JSON object first; the text form prints that object, so that
+ * the two never differ.
+ */
+#include <argp.h>
+#include <jansson.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <m2n/context.h>
+
+#include "bootstrap/launcher.h"
+#include "core/option.h"
+#include "kernel/kernel.h"
+
+#define SCHEMA "m2n_info 1"
+#define VALUE_BYTES 4096
+
+struct args {
+	int options;
+	int json;
+	const char *backend;
+};
+
+/* clang-format off */
+static const struct argp_option argp_options[] = {
+	{"config", 'c', NULL, 0, "Print the options: value, origin, default, range, meaning", 0},
+	{"json", 'j', NULL, 0, "Print everything as one JSON object", 0},
+	{"backend", 'b', "NAME", 0, "Force a backend, as option BACKEND does", 0},
+	{0},
+};
+/* clang-format on */
+
+static void print_version(FILE *stream, struct argp_state *state)
+{
+	(void)state;
+	fprintf(stream, "m2n_info %s\n", m2n_version());
+}
+
+static error_t parse_arg(int key, char *text, struct argp_state *state)
+{
+	struct args *args = state->input;
+
+	switch (key) {
+	case 'c':
+		args->options = 1;
+		return 0;
+	case 'j':
+		args->json = 1;
+		return 0;
+	case 'b':
+		args->backend = text;
+		return 0;
+	case ARGP_KEY_ARG:
+		argp_error(state, "unexpected argument '%s'", text);
+		return EINVAL;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+}
+
+/* A text that may hold any bytes: JSON is UTF-8, so others show as '?'. */
+static json_t *text_value(const char *text)
+{
+	json_t *value = json_string(text);
+	char *copy;
+
+	if (value)
+		return value;
+	copy = strdup(text);
+	if (!copy)
+		return NULL;
+	for (char *at = copy; *at; at++)
+		if ((unsigned char)*at >= 128)
+			*at = '?';
+	value = json_string(copy);
+	free(copy);
+	return value;
+}
+
+/* Jansson passes a failed allocation on as NULL, which ends here. */
+static json_t *need(json_t *value)
+{
+	if (!value) {
+		fputs("m2n_info: no memory\n", stderr);
+		exit(1);
+	}
+	return value;
+}
+
+static void put(json_t *object, const char *name, json_t *value)
+{
+	if (json_object_set_new(object, name, need(value))) {
+		fputs("m2n_info: no memory\n", stderr);
+		exit(1);
+	}
+}
+
+static json_t *get_processor(void)
+{
+	json_t *processor = need(json_object());
+	cpu_set_t set;
+
+	put(processor, "online", json_integer(sysconf(_SC_NPROCESSORS_ONLN)));
+	if (sched_getaffinity(0, sizeof(set), &set) == 0)
+		put(processor, "usable", json_integer(CPU_COUNT(&set)));
+	put(processor, "page_bytes", json_integer(sysconf(_SC_PAGESIZE)));
+	return processor;
+}
+
+/* The number after `name` in /proc/meminfo. */
+static long read_meminfo(const char *name)
+{
+	FILE *file = fopen("/proc/meminfo", "re");
+	char line[128];
+	long value = 0;
+
+	while (file && fgets(line, sizeof(line), file))
+		if (strncmp(line, name, strlen(name)) == 0)
+			value = strtol(line + strlen(name), NULL, 10);
+	if (file)
+		fclose(file);
+	return value;
+}
+
+/* The word in brackets: "always within_size advise [never] deny force". */
+static void read_choice(const char *path, char *word, size_t bytes)
+{
+	FILE *file = fopen(path, "re");
+	char line[256] = "";
+	const char *open;
+
+	if (file && !fgets(line, sizeof(line), file))
+		line[0] = '\0';
+	if (file)
+		fclose(file);
+	open = strchr(line, '[');
+	snprintf(word, bytes, "%.*s", open ? (int)strcspn(open + 1, "]") : 7,
+		open ? open + 1 : "unknown");
+}
+
+static json_t *get_memory(void)
+{
+	json_t *memory = need(json_object());
+	char word[32];
+
+	put(memory, "available_bytes", json_integer(1024LL * read_meminfo("MemAvailable:")));
+	put(memory, "huge_page_bytes", json_integer(1024LL * read_meminfo("Hugepagesize:")));
+	put(memory, "huge_pages", json_integer(read_meminfo("HugePages_Total:")));
+	put(memory, "huge_pages_free", json_integer(read_meminfo("HugePages_Free:")));
+	read_choice("/sys/kernel/mm/transparent_hugepage/shmem_enabled", word, sizeof(word));
+	put(memory, "transparent_shared", text_value(word));
+	return memory;
+}
+
+static json_t *get_kernels(struct m2n_ctx *ctx)
+{
+	json_t *list = need(json_array());
+	const struct m2n__kernels *chosen = NULL;
+	const struct m2n__kernels *kernels;
+	char want[32];
+	int usable;
+
+	if (ctx && m2n_ctx_option(ctx, "KERNELS", want, sizeof(want), NULL) == 0)
+		chosen = m2n__kernels_select(strcmp(want, "auto") == 0 ? NULL : want);
+	for (unsigned i = 0; (kernels = m2n__kernels_at(i, &usable)); i++) {
+		json_t *row = need(json_object());
+
+		put(row, "name", text_value(kernels->name));
+		put(row, "usable", json_boolean(usable));
+		put(row, "chosen", json_boolean(kernels == chosen));
+		json_array_append_new(list, row);
+	}
+	return list;
+}
+
+static json_t *get_backends(struct m2n_ctx *ctx)
+{
+	json_t *list = need(json_array());
+	struct m2n_backend_attr attr;
+
+	for (unsigned i = 0; ctx && m2n_ctx_backend_at(ctx, i, &attr) == 0; i++) {
+		json_t *row = need(json_object());
+
+		put(row, "name", text_value(attr.name));
+		put(row, "about", text_value(attr.about));
+		put(row, "usable", json_boolean(attr.usable));
+		put(row, "reason", text_value(attr.reason));
+		json_array_append_new(list, row);
+	}
+	return list;
+}
+
+static void put_number(json_t *object, const char *name, int number)
+{
+	put(object, name, number < 0 ? json_null() : json_integer(number));
+}
+
+static json_t *get_launcher(void)
+{
+	json_t *launcher = need(json_object());
+	struct m2n__launch launch = {.launcher = "none", .rank = -1, .n_ranks = -1,
+		.local_rank = -1, .n_local_ranks = -1};
+	int bad = m2n__launch_detect(m2n__getenv, NULL, &launch);
+
+	put(launcher, "name", text_value(launch.launcher));
+	put_number(launcher, "rank", launch.rank);
+	put_number(launcher, "n_ranks", launch.n_ranks);
+	put_number(launcher, "local_rank", launch.local_rank);
+	put_number(launcher, "n_local_ranks", launch.n_local_ranks);
+	put(launcher, "store", text_value(launch.store));
+	put(launcher, "job", text_value(launch.job));
+	put(launcher, "error", bad ? text_value(m2n_error_text()) : json_null());
+	return launcher;
+}
+
+static void put_value(json_t *row, struct m2n_ctx *ctx, const char *name)
+{
+	static char value[VALUE_BYTES];
+	const char *origin;
+
+	if (!ctx || m2n_ctx_option(ctx, name, value, sizeof(value), &origin)) {
+		put(row, "value", json_null());
+		put(row, "origin", json_null());
+		return;
+	}
+	put(row, "value", text_value(value));
+	put(row, "origin", text_value(origin));
+}
+
+static json_t *get_options(struct m2n_ctx *ctx)
+{
+	json_t *list = need(json_array());
+	struct m2n_option_attr attr;
+
+	for (unsigned i = 0; m2n_option_at(i, &attr) == 0; i++) {
+		json_t *row = need(json_object());
+
+		put(row, "name", text_value(attr.name));
+		put_value(row, ctx, attr.name);
+		put(row, "type", text_value(attr.type));
+		put(row, "default", text_value(attr.default_value));
+		put(row, "range", text_value(attr.range));
+		put(row, "unit", text_value(attr.unit));
+		put(row, "about", text_value(attr.about));
+		json_array_append_new(list, row);
+	}
+	return list;
+}
+
+static json_t *get_all(struct m2n_ctx *ctx, const char *error)
+{
+	json_t *info = need(json_object());
+
+	put(info, "schema", json_string(SCHEMA));
+	put(info, "version", text_value(m2n_version()));
+	put(info, "wire_version", json_integer(m2n_wire_version()));
+	put(info, "error", error ? text_value(error) : json_null());
+	put(info, "processor", get_processor());
+	put(info, "memory", get_memory());
+	put(info, "kernels", get_kernels(ctx));
+	put(info, "backends", get_backends(ctx));
+	put(info, "launcher", get_launcher());
+	put(info, "options", get_options(ctx));
+	return info;
+}
+
+static const char *text_of(const json_t *object, const char *name)
+{
+	const char *text = json_string_value(json_object_get(object, name));
+
+	return text ? text : "";
+}
+
+static long long number_of(const json_t *object, const char *name)
+{
+	return json_integer_value(json_object_get(object, name));
+}
+
+static void print_machine(const json_t *info)
+{
+	const json_t *processor = json_object_get(info, "processor");
+	const json_t *memory = json_object_get(info, "memory");
+
+	printf("libm2n %s, wire version %lld\n", text_of(info, "version"),
+		number_of(info, "wire_version"));
+	printf("\nMachine\n");
+	printf("  processors   %lld usable of %lld\n", number_of(processor, "usable"),
+		number_of(processor, "online"));
+	printf("  memory       %lld MiB available\n", number_of(memory, "available_bytes") >> 20);
+	printf("  huge pages   %lld free of %lld (%lld KiB each); transparent for shared "
+		"memory: %s\n", number_of(memory, "huge_pages_free"),
+		number_of(memory, "huge_pages"), number_of(memory, "huge_page_bytes") >> 10,
+		text_of(memory, "transparent_shared"));
+}
+
+static void print_kernels(const json_t *info)
+{
+	const json_t *row;
+	size_t i;
+
+	printf("\nKernels\n");
+	json_array_foreach(json_object_get(info, "kernels"), i, row)
+		printf("  %-12s %s\n", text_of(row, "name"),
+			json_is_true(json_object_get(row, "chosen")) ? "chosen" :
+			json_is_true(json_object_get(row, "usable")) ? "usable" :
+			"not usable: the processor lacks the instructions");
+}
+
+static void print_backends(const json_t *info)
+{
+	const json_t *list = json_object_get(info, "backends");
+	const json_t *row;
+	size_t i;
+
+	printf("\nBackends\n");
+	if (json_array_size(list) == 0)
+		printf("  unknown without a context\n");
+	json_array_foreach(list, i, row) {
+		const char *reason = text_of(row, "reason");
+
+		printf("  %-12s %s%s%s\n", text_of(row, "name"),
+			json_is_true(json_object_get(row, "usable")) ? "usable" : "not usable",
+			reason[0] ? ": " : "", reason);
+		printf("  %-12s %s\n", "", text_of(row, "about"));
+	}
+}
+
+static void print_number(const json_t *object, const char *name, const char *label)
+{
+	const json_t *value = json_object_get(object, name);
+
+	if (json_is_integer(value))
+		printf("  %-12s %lld\n", label, (long long)json_integer_value(value));
+}
+
+static void print_launcher(const json_t *info)
+{
+	const json_t *launcher = json_object_get(info, "launcher");
+
+	printf("\nLauncher\n");
+	printf("  %-12s %s\n", "name", text_of(launcher, "name"));
+	print_number(launcher, "rank", "rank");
+	print_number(launcher, "n_ranks", "ranks");
+	print_number(launcher, "local_rank", "local rank");
+	print_number(launcher, "n_local_ranks", "local ranks");
+	if (text_of(launcher, "store")[0])
+		printf("  %-12s %s\n", "store", text_of(launcher, "store"));
+	if (text_of(launcher, "job")[0])
+		printf("  %-12s %s\n", "job", text_of(launcher, "job"));
+	if (text_of(launcher, "error")[0])
+		printf("  %-12s %s\n", "error", text_of(launcher, "error"));
+}
+
+/* One option as a line that a shell can set, and two that explain it. */
+static void print_options(const json_t *info)
+{
+	const json_t *row;
+	size_t i;
+
+	json_array_foreach(json_object_get(info, "options"), i, row) {
+		const char *unit = text_of(row, "unit");
+
+		if (json_is_null(json_object_get(row, "value")))
+			printf("%sM2N_%s\n", i ? "\n" : "", text_of(row, "name"));
+		else
+			printf("%sM2N_%s=%s  (%s)\n", i ? "\n" : "", text_of(row, "name"),
+				text_of(row, "value"), text_of(row, "origin"));
+		printf("    %s\n", text_of(row, "about"));
+		printf("    %s: %s%s%s; default \"%s\"\n", text_of(row, "type"),
+			text_of(row, "range"), unit[0] ? " " : "", unit, text_of(row, "default"));
+	}
+}
+
+/* Warnings of the library, such as an unknown M2N_ variable. */
+static void show_warning(void *arg, enum m2n_log_level level, const char *text)
+{
+	(void)arg;
+	if (level <= M2N_LOG_WARN)
+		fprintf(stderr, "m2n_info: warning: %s\n", text);
+}
+
+static int print_all(const json_t *info, const struct args *args)
+{
+	if (args->json) {
+		json_dumpf(info, stdout, JSON_INDENT(2));
+		putchar('\n');
+	} else if (args->options) {
+		print_options(info);
+	} else {
+		print_machine(info);
+		print_kernels(info);
+		print_backends(info);
+		print_launcher(info);
+	}
+	if (fflush(stdout) || ferror(stdout)) {
+		perror("m2n_info: standard output");
+		return 1;
+	}
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct argp argp = {argp_options, parse_arg, NULL,
+		"Shows what libm2n finds on this machine, and its options.", NULL, NULL, NULL};
+	struct m2n_ctx_params params = M2N_CTX_PARAMS_INIT;
+	struct args args = {0};
+	struct m2n_ctx *ctx = NULL;
+	json_t *info;
+	int failed;
+
+	argp_program_version_hook = print_version;
+	argp_err_exit_status = 2;
+	argp_parse(&argp, argc, argv, 0, NULL, &args);
+	params.backend = args.backend;
+	params.log = show_warning;
+	failed = m2n_ctx_open(&params, &ctx);
+	if (failed)
+		fprintf(stderr, "m2n_info: %s: %s\n", m2n_strerror(failed), m2n_error_text());
+	info = get_all(ctx, failed ? m2n_error_text() : NULL);
+	m2n_ctx_close(ctx);
+	failed |= print_all(info, &args);
+	json_decref(info);
+	return failed ? 1 : 0;
+}
