@@ -52,8 +52,10 @@ struct m2n_plan {
 	uint32_t *unique_token;   /* [n_unique]; row_token without dedup */
 	int32_t *pair_row;        /* [n_tokens * top_k] global row, -1: none */
 	uint16_t *pair_rank;      /* [n_tokens * top_k] expert index, valid where pair_row >= 0 */
-	/* [n_tokens * top_k] global reply row to add for this pair, -1: none (reduce_at_expert: only
-	 * the first pair of a token on a rank has one) */
+	/*
+	 * [n_tokens * top_k] global reply row to add for this pair, -1: none. With
+	 * reduce_at_expert only the first pair of a token on a rank has one.
+	 */
 	int32_t *pair_reply;
 	float *weight;            /* [n_tokens * top_k], 1 when none were given */
 	uint8_t *dropped;         /* [n_tokens] dropped pairs of this token, 255 at most */
