@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Ranks that disagree on a channel's shape: whatever the field, both are told both values and
+ * both ranks, nothing is left behind, and the next channel of the same name comes up.
+ */
+#include <string.h>
+
+#include "conformance/conformance.h"
+
+struct difference {
+	const char *field; /* as it must occur in the text; NULL: not told by name */
+	const char *mine, *theirs; /* as they must occur */
+	void (*change)(struct m2n_channel_params *params);
+};
+
+static const int sources[] = {0, 1}, experts[] = {1, 0}, swapped[] = {1, 0}, fewer[] = {0};
+
+#define CHANGE(name, body) \
+	static void name(struct m2n_channel_params *params) \
+	{ \
+		body; \
+	}
+CHANGE(other_row_bytes, params->row_bytes = 96)
+CHANGE(other_scale_bytes, params->scale_bytes = 12)
+CHANGE(other_out_row_bytes, params->out_row_bytes = 48)
+CHANGE(other_dtype, params->dtype = M2N_DTYPE_F32)
+CHANGE(other_placement, params->placement = M2N_PLACEMENT_EXACT)
+CHANGE(other_dedup, params->dedup = 1)
+CHANGE(other_top_k, params->top_k = 3)
+CHANGE(other_max_tokens, params->max_tokens = 9)
+CHANGE(other_depth, params->depth = 5)
+CHANGE(other_capacity, params->capacity = 7)
+CHANGE(other_n_experts, params->n_experts = 11)
+CHANGE(other_sources, params->sources = swapped)
+CHANGE(other_n_sinks, (params->sinks = fewer, params->n_sinks = 1))
+
+static const struct difference differences[] = {
+	{"row_bytes", "64", "96", other_row_bytes},
+	{"scale_bytes", "0", "12", other_scale_bytes},
+	{"out_row_bytes", "64", "48", other_out_row_bytes},
+	{"dtype", "", "", other_dtype},
+	{"placement", "", "", other_placement},
+	{"dedup", "0", "1", other_dedup},
+	{"top_k", "2", "3", other_top_k},
+	{"max_tokens", "8", "9", other_max_tokens},
+	{"depth", "3", "5", other_depth},
+	{"capacity", "", "7", other_capacity},
+	{"n_experts", "6", "11", other_n_experts},
+	{"sources", "", "", other_sources},
+	{"sinks", "2", "1", other_n_sinks},
+};
+#define N_DIFFERENCES (sizeof(differences) / sizeof(differences[0]))
+
+static struct m2n_channel_params agreed(void)
+{
+	struct m2n_channel_params params = M2N_CHANNEL_PARAMS_INIT;
+
+	params.name = "shape";
+	params.sources = sources;
+	params.n_sources = 2;
+	params.experts = experts;
+	params.n_expert_ranks = 2;
+	params.n_experts = 6;
+	params.top_k = 2;
+	params.max_tokens = 8;
+	params.row_bytes = 64;
+	return params;
+}
+
+static void check_fields(struct rank *rank)
+{
+	struct m2n_channel_params params;
+	struct m2n_channel *channel = NULL;
+
+	for (size_t i = 0; i < N_DIFFERENCES; i++) {
+		const struct difference *one = &differences[i];
+
+		params = agreed();
+		if (rank->rank == 1)
+			one->change(&params);
+		if (m2n_channel_create(rank->group, &params, &channel) != M2N_ERR_SHAPE)
+			rank_fail(__FILE__, __LINE__, "%s: no shape error but \"%s\"", one->field,
+				m2n_error_text());
+		expect(channel == NULL);
+		expect_text(one->field);
+		expect_text(one->mine);
+		expect_text(one->theirs);
+		expect_text("rank 0");
+		expect_text("rank 1");
+		rank_barrier(rank);
+	}
+	params = agreed();
+	expect_ok(m2n_channel_create(rank->group, &params, &channel));
+	rank_barrier(rank);
+	m2n_channel_destroy(channel);
+}
+
+static int fields(const struct conf *conf)
+{
+	return ranks_run(2, check_fields, NULL, &conf->opts);
+}
+
+static void check_map(struct rank *rank)
+{
+	static const uint32_t first[] = {0, 1, 2, 3, 4, 5, 6}, owners[] = {0, 1, 0, 1, 0, 1};
+	struct m2n_channel_params params = agreed();
+	struct m2n_channel *channel = NULL;
+	struct m2n_map *map = NULL;
+
+	if (rank->rank == 1)
+		expect_ok(m2n_map_create(6, 2, first, owners, &map));
+	params.map = map;
+	expect_status(M2N_ERR_SHAPE, m2n_channel_create(rank->group, &params, &channel));
+	expect_text("map");
+	rank_barrier(rank);
+	m2n_map_destroy(map);
+}
+
+static int map(const struct conf *conf)
+{
+	return ranks_run(2, check_map, NULL, &conf->opts);
+}
+
+const struct conf_case shape_cases[] = {
+	{"shape: every field that differs is told with both values", 2, fields},
+	{"shape: maps that differ", 2, map},
+	{0},
+};

@@ -1,0 +1,396 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The backend contract (backend/backend.h), under every table of the registry and under the
+ * interposer, without core: two processes (one for `self`) exchange blobs and keys by hand.
+ *
+ *   test_backend BACKEND        prints TAP
+ *
+ * What a peer sends may be anything, so blobs and keys are also cut short and have bits flipped:
+ * the answer is an error or something harmless, never a crash.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "backend/registry.h"
+#include "core/option.h"
+#include "helpers/job.h"
+#include "helpers/ranks.h"
+#include "util/time.h"
+
+#define MEM_BYTES 262144
+#define KEY_AT 4096
+#define KEY_SPAN 100000
+#define N_SIGNALS 64
+#define SIGNAL 5
+
+/* Words and memory that the two processes agree by. */
+struct board {
+	size_t blob_bytes[2], key_bytes[2];
+	uint8_t blob[2][M2N__ADDRESS_BYTES];
+	uint8_t key[2][M2N__KEY_BYTES];
+};
+
+struct side {
+	struct rank *rank;
+	struct board *board;
+	int peer; /* its index on the board */
+	struct m2n__options options;
+	struct m2n__backend_ops ops, inner;
+	struct m2n__iface *iface;
+	struct m2n__ep *ep;
+	struct m2n__mem *mem, *signal_mem;
+	_Atomic uint64_t *signals;
+	struct m2n__mr *mr;
+	struct m2n__rmem *rmem;
+};
+
+static const struct m2n__backend_ops *find(const char *name)
+{
+	for (size_t i = 0; m2n__backends[i]; i++) {
+		if (!strcmp(m2n__backends[i]->name, name))
+			return m2n__backends[i];
+	}
+	rank_fail(__FILE__, __LINE__, "no backend named %s", name);
+}
+
+static void resolve(struct side *side, const char *name)
+{
+	if (!strncmp(name, "fault:", 6)) {
+		m2n__backend_resolve(find(name + 6), &side->inner);
+		m2n__fault_wrap(&side->inner);
+		m2n__backend_resolve(&m2n__backend_fault, &side->ops);
+	} else {
+		m2n__backend_resolve(find(name), &side->ops);
+	}
+}
+
+static const char *no_environment(void *arg, const char *name)
+{
+	(void)arg;
+	(void)name;
+	return NULL;
+}
+
+static void open_side(struct side *side, struct rank *rank)
+{
+	static char *const no_list[] = {NULL};
+	struct m2n__iface_params params;
+	char warning[128];
+
+	memset(side, 0, sizeof(*side));
+	side->rank = rank;
+	side->board = rank->shared;
+	side->peer = rank->n_ranks - 1 - rank->rank;
+	resolve(side, rank->backend);
+	expect_ok(m2n__options_parse(&side->options, NULL, NULL, no_list, no_environment, NULL,
+		warning, sizeof(warning)));
+	if (side->ops.probe(&side->options))
+		rank_skip(m2n_error_text());
+	expect_ok(m2n__mem_alloc(N_SIGNALS * 8, N_SIGNALS * 8, M2N__HUGE_NO, &side->signal_mem));
+	side->signals = side->signal_mem->base;
+	params = (struct m2n__iface_params){&side->options, "host", side->signals,
+		side->signal_mem, N_SIGNALS};
+	expect_ok(side->ops.open(&params, &side->iface));
+	side->iface->ops = &side->ops;
+}
+
+static void connect_side(struct side *side)
+{
+	struct board *board = side->board;
+	int own = side->rank->rank;
+
+	board->blob_bytes[own] = M2N__ADDRESS_BYTES;
+	expect_ok(side->ops.address(side->iface, board->blob[own], &board->blob_bytes[own]));
+	expect(board->blob_bytes[own] <= M2N__ADDRESS_BYTES);
+	rank_barrier(side->rank);
+	expect_equal(side->ops.reaches(side->iface, board->blob[side->peer],
+		board->blob_bytes[side->peer]), 1);
+	expect_ok(side->ops.connect(side->iface, board->blob[side->peer],
+		board->blob_bytes[side->peer], &side->ep));
+	side->ep->ops = &side->ops;
+	expect_ok(side->ops.check(side->ep));
+}
+
+static void share_memory(struct side *side)
+{
+	struct board *board = side->board;
+	int own = side->rank->rank;
+
+	expect_ok(m2n__mem_alloc(MEM_BYTES, MEM_BYTES, M2N__HUGE_NO, &side->mem));
+	expect_ok(side->ops.reg(side->iface, side->mem, &side->mr));
+	board->key_bytes[own] = M2N__KEY_BYTES;
+	expect_ok(side->ops.export_key(side->mr, KEY_AT, KEY_SPAN, board->key[own],
+		&board->key_bytes[own]));
+	expect(board->key_bytes[own] <= M2N__KEY_BYTES);
+	rank_barrier(side->rank);
+	expect_ok(side->ops.import_key(side->ep, board->key[side->peer],
+		board->key_bytes[side->peer], &side->rmem));
+	expect_equal(side->rmem->bytes, KEY_SPAN);
+	expect((side->rmem->ptr != NULL) == ((side->ops.caps & M2N__CAP_MAPPED) != 0));
+}
+
+static void close_side(struct side *side)
+{
+	rank_barrier(side->rank); /* nobody uses the other's memory any more */
+	if (side->rmem)
+		side->ops.release_key(side->rmem);
+	if (side->ep)
+		side->ops.disconnect(side->ep);
+	if (side->mr)
+		side->ops.dereg(side->mr);
+	side->ops.close(side->iface);
+	m2n__mem_free(side->mem);
+	m2n__mem_free(side->signal_mem);
+	m2n__options_clear(&side->options);
+}
+
+/* One write of n bytes at an offset of the peer's memory, visible before the signal. */
+static void write_peer(struct side *side, size_t offset, const uint8_t *data, size_t n)
+{
+	const struct m2n_iov iov[] = {{data, n / 2}, {data + n / 2, n - n / 2}};
+	struct m2n__put put = {iov, NULL, 2, side->rmem, offset, SIGNAL};
+	int status;
+
+	if (side->rmem->ptr) {
+		_Atomic uint64_t *count = (_Atomic uint64_t *)side->rmem->ptr;
+
+		memcpy((uint8_t *)side->rmem->ptr + offset, data, n);
+		atomic_fetch_add(count, 1);
+		side->ops.notify(side->ep);
+		return;
+	}
+	while ((status = side->ops.put(side->ep, &put)) == -EAGAIN)
+		expect(side->ops.progress(side->iface) >= 0);
+	expect_ok(status);
+}
+
+/* Signals seen so far: a word of the region's head, or of the signal table. */
+static uint64_t n_signals(struct side *side)
+{
+	if (side->rmem->ptr)
+		return atomic_load((_Atomic uint64_t *)((uint8_t *)side->mem->base + KEY_AT));
+	expect(side->ops.progress(side->iface) >= 0);
+	return atomic_load(&side->signals[SIGNAL]);
+}
+
+static void flush(struct side *side)
+{
+	int status;
+
+	while ((status = side->ops.flush(side->ep)) == -EAGAIN)
+		expect(side->ops.progress(side->iface) >= 0);
+	expect_ok(status);
+}
+
+#define N_WRITES 32
+#define WRITE_BYTES 3001
+
+static void make_bytes(uint64_t seed, uint32_t i, uint8_t *data)
+{
+	for (size_t b = 0; b < WRITE_BYTES; b++)
+		data[b] = (uint8_t)job_random(seed, i, b, 0);
+}
+
+static void check_writes(struct rank *rank)
+{
+	static uint8_t sent[N_WRITES][WRITE_BYTES], want[WRITE_BYTES];
+	struct side side;
+	const uint8_t *base;
+
+	open_side(&side, rank);
+	connect_side(&side);
+	share_memory(&side);
+	base = (uint8_t *)side.mem->base + KEY_AT;
+	for (uint32_t i = 0; i < N_WRITES; i++) {
+		make_bytes((uint64_t)rank->rank, i, sent[i]);
+		write_peer(&side, 64 + (size_t)i * WRITE_BYTES, sent[i], WRITE_BYTES);
+	}
+	flush(&side);
+	while (n_signals(&side) < N_WRITES)
+		;
+	expect_equal(n_signals(&side), N_WRITES);
+	for (uint32_t i = 0; i < N_WRITES; i++) {
+		make_bytes((uint64_t)side.peer, i, want);
+		expect(!memcmp(base + 64 + (size_t)i * WRITE_BYTES, want, WRITE_BYTES));
+	}
+	for (size_t i = 0; i < KEY_AT; i++)
+		expect(((uint8_t *)side.mem->base)[i] == 0);
+	for (size_t i = KEY_AT + KEY_SPAN; i < MEM_BYTES; i++)
+		expect(((uint8_t *)side.mem->base)[i] == 0);
+	close_side(&side);
+}
+
+/* A put that does not fit into the memory that was exported is refused. */
+static void check_range(struct rank *rank)
+{
+	static const uint8_t data[64];
+	const struct m2n_iov iov = {data, sizeof(data)};
+	struct m2n__put put = {&iov, NULL, 1, NULL, KEY_SPAN - 63, SIGNAL};
+	struct side side;
+
+	open_side(&side, rank);
+	if (side.ops.caps & M2N__CAP_MAPPED)
+		rank_skip("a mapped backend has no put");
+	connect_side(&side);
+	share_memory(&side);
+	put.rmem = side.rmem;
+	expect_status(-EINVAL, side.ops.put(side.ep, &put));
+	put.offset = SIZE_MAX - 10;
+	expect_status(-EINVAL, side.ops.put(side.ep, &put));
+	flush(&side);
+	expect_equal(n_signals(&side), 0);
+	close_side(&side);
+}
+
+/*
+ * Turns: each waits for the other's write, asleep where the backend can. A wake-up that is lost
+ * shows as a wait that runs into its time limit.
+ */
+static void check_wakeups(struct rank *rank)
+{
+	const int64_t limit_ns = 2000000000;
+	uint64_t random = 1;
+	struct side side;
+	uint8_t byte = 1;
+
+	open_side(&side, rank);
+	connect_side(&side);
+	share_memory(&side);
+	for (uint64_t turn = 1; turn <= 400; turn++) {
+		int64_t start = m2n__now_ns();
+
+		if (rank->rank == 0) {
+			/* From at once to long after the peer has gone to sleep. */
+			random = job_random(random, turn, 0, 0);
+			for (uint64_t i = random % 20000; i > 0; i--)
+				atomic_signal_fence(memory_order_seq_cst);
+			write_peer(&side, 64, &byte, 1);
+			flush(&side);
+		}
+		while (n_signals(&side) < turn) {
+			uint32_t ticket = side.ops.arm(side.iface);
+
+			if (n_signals(&side) < turn)
+				side.ops.wait(side.iface, ticket,
+					side.ops.caps & M2N__CAP_MAPPED ? limit_ns : 100000);
+			side.ops.disarm(side.iface);
+		}
+		if (m2n__now_ns() - start >= limit_ns)
+			rank_fail(__FILE__, __LINE__, "turn %d: a wake-up was lost", (int)turn);
+		if (rank->rank == 1) {
+			write_peer(&side, 64, &byte, 1);
+			flush(&side);
+		}
+	}
+	close_side(&side);
+}
+
+static void try_key(struct side *side, const uint8_t *key, size_t bytes)
+{
+	uint8_t *copy = malloc(bytes + !bytes); /* exact, for the sanitizer */
+	struct m2n__rmem *rmem = NULL;
+
+	memcpy(copy, key, bytes);
+	if (side->ops.import_key(side->ep, copy, bytes, &rmem) == 0)
+		side->ops.release_key(rmem);
+	else
+		expect(rmem == NULL && m2n_error_text()[0]);
+	free(copy);
+}
+
+static void try_blob(struct side *side, const uint8_t *blob, size_t bytes)
+{
+	uint8_t *copy = malloc(bytes + !bytes);
+	struct m2n__ep *ep = NULL;
+
+	memcpy(copy, blob, bytes);
+	(void)side->ops.reaches(side->iface, copy, bytes);
+	if (side->ops.connect(side->iface, copy, bytes, &ep) == 0)
+		side->ops.disconnect(ep);
+	else
+		expect(ep == NULL);
+	free(copy);
+}
+
+static void check_hostile(struct rank *rank)
+{
+	struct side side;
+	struct board board;
+	size_t key_bytes, blob_bytes;
+
+	open_side(&side, rank);
+	connect_side(&side);
+	share_memory(&side);
+	board = *side.board;
+	key_bytes = board.key_bytes[side.peer];
+	blob_bytes = board.blob_bytes[side.peer];
+	memset(board.key[side.peer] + key_bytes, 0, M2N__KEY_BYTES - key_bytes);
+	for (size_t n = 0; n <= M2N__KEY_BYTES; n++) {
+		if (n != key_bytes)
+			try_key(&side, board.key[side.peer], n);
+	}
+	for (size_t n = 0; n < blob_bytes; n++)
+		try_blob(&side, board.blob[side.peer], n);
+	for (uint32_t i = 0; i < 2000; i++) {
+		size_t bit = job_random(11, i, 0, 0) % (key_bytes * 8);
+
+		board.key[side.peer][bit / 8] ^= (uint8_t)(1 << bit % 8);
+		try_key(&side, board.key[side.peer], key_bytes);
+		if (i % 8)
+			continue; /* several flips add up */
+		memcpy(board.key[side.peer], side.board->key[side.peer], key_bytes);
+		bit = job_random(12, i, 0, 0) % (blob_bytes * 8);
+		board.blob[side.peer][bit / 8] ^= (uint8_t)(1 << bit % 8);
+		try_blob(&side, board.blob[side.peer], blob_bytes);
+		memcpy(board.blob[side.peer], side.board->blob[side.peer], blob_bytes);
+	}
+	close_side(&side);
+}
+
+/* Room that is too small, and memory of another host. */
+static void check_room(struct rank *rank)
+{
+	struct side side;
+	uint8_t small[4];
+	size_t bytes = sizeof(small);
+
+	open_side(&side, rank);
+	connect_side(&side);
+	share_memory(&side);
+	expect_status(-ENOSPC, side.ops.address(side.iface, small, &bytes));
+	bytes = sizeof(small);
+	expect_status(-ENOSPC, side.ops.export_key(side.mr, 0, 64, small, &bytes));
+	close_side(&side);
+}
+
+static int run(int number, const char *backend, const char *name, rank_fn fn)
+{
+	struct ranks_opts opts = {.backend = backend, .bare = 1, .shared_bytes = sizeof(struct board)};
+	int result = ranks_run(strstr(backend, "self") ? 1 : 2, fn, NULL, &opts);
+
+	printf("%s %d - %s%s\n", result == 0 || result == RANKS_SKIP ? "ok" : "not ok", number, name,
+		result == RANKS_SKIP ? " # SKIP see above" : "");
+	fflush(stdout);
+	return result != 0 && result != RANKS_SKIP;
+}
+
+int main(int argc, char **argv)
+{
+	int failed = 0;
+
+	if (argc != 2) {
+		fprintf(stderr, "usage: %s BACKEND\n", argv[0]);
+		return 2;
+	}
+	printf("1..5\n");
+	fflush(stdout);
+	failed |= run(1, argv[1], "writes arrive, whole, where they should", check_writes);
+	failed |= run(2, argv[1], "puts out of range are refused", check_range);
+	failed |= run(3, argv[1], "no wake-up is lost", check_wakeups);
+	failed |= run(4, argv[1], "blobs and keys cut short and with bits flipped", check_hostile);
+	failed |= run(5, argv[1], "room that is too small", check_room);
+	return failed;
+}
