@@ -1,0 +1,126 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""m2n_info tells the truth, fails as its manual says, and its manual names all that it prints.
+
+  test_info.py M2N_INFO VERSION SOURCE_ROOT
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+
+SECRET = 'correct horse'
+
+
+def run(args, status=0, **variables):
+    """(standard output, standard error) of m2n_info in an environment without other M2N_*."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith('M2N_')}
+    done = subprocess.run([INFO] + args, env=dict(env, **variables), text=True, timeout=30,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == status, (args, done)
+    return done.stdout, done.stderr
+
+
+def options_of(args=(), **variables):
+    """The options by name."""
+    return {row['name']: row
+            for row in json.loads(run([*args, '--json'], **variables)[0])['options']}
+
+
+def names_in_source():
+    """The names in the option table, as a reader of the file would find them."""
+    path = os.path.join(ROOT, 'libm2n', 'core', 'option_list.h')
+    with open(path, encoding='utf-8') as text:
+        return set(re.findall(r'^\tX\((\w+),', text.read(), re.M))
+
+
+def check_plain():
+    """Nothing set: all is at its default, nothing on standard error."""
+    out, err = run([])
+    assert err == '' and out.startswith(f'libm2n {VERSION}, wire version '), (out, err)
+    info = json.loads(run(['--json'])[0])
+    assert info['schema'] == 'm2n_info 1' and info['version'] == VERSION
+    assert info['error'] is None and info['launcher']['error'] is None
+    assert len([row for row in info['kernels'] if row['chosen'] and row['usable']]) == 1
+    assert {'self', 'shm'} <= {row['name'] for row in info['backends'] if row['usable']}
+    assert info['processor']['usable'] == len(os.sched_getaffinity(0))
+    options = options_of()
+    assert set(options) == names_in_source()
+    for row in options.values():
+        assert row['origin'] == 'default' and row['value'] == row['default'], row
+
+
+def check_values():
+    """Each default given as text is the same value; origin and text form follow."""
+    for name, row in options_of().items():
+        again = options_of(**{'M2N_' + name: row['default']})[name]
+        assert again['origin'] == 'environment' and again['value'] == row['default'], again
+    assert options_of(M2N_TIMEOUT='90000ms')['TIMEOUT']['value'] == '90s'
+    assert 'M2N_TIMEOUT=2m  (environment)\n' in run(['-c'], M2N_TIMEOUT='120s')[0]
+    backend = options_of(['--backend', 'self'])['BACKEND']
+    assert (backend['value'], backend['origin']) == ('self', 'params')
+    kernels = json.loads(run(['--json'], M2N_KERNELS='scalar')[0])['kernels']
+    assert [row['name'] for row in kernels if row['chosen']] == ['scalar']
+
+
+def check_failures():
+    """The status, the reason on standard error, and what can be known all the same."""
+    out, err = run(['--config'], 1, M2N_TIMEOUT='30')
+    assert '"30"' in err and '1ms..1h' in err and 'M2N_TIMEOUT\n' in out, (out, err)
+    out, err = run(['--json'], 1, M2N_BACKEND='nonesuch')
+    info = json.loads(out)
+    assert 'nonesuch' in err and 'nonesuch' in info['error'] and info['backends'] == []
+    assert {row['value'] for row in info['options']} == {None}
+    run(['extra'], 2)
+    run(['--nonesuch'], 2)
+    _, err = run([], M2N_TIMOUT='1s')
+    assert 'M2N_TIMOUT' in err and 'M2N_TIMEOUT' in err, err
+    with open('/dev/full', 'w', encoding='utf-8') as full:
+        assert subprocess.run([INFO], stdout=full, stderr=subprocess.DEVNULL, timeout=30,
+                              check=False).returncode == 1
+
+
+def check_secret():
+    """In no form."""
+    for args in ([], ['-c'], ['--json']):
+        out, err = run(args, M2N_SECRET=SECRET)
+        assert SECRET not in out + err
+    assert options_of(M2N_SECRET=SECRET)['SECRET']['value'] == '***'
+
+
+def check_launcher():
+    """A launcher's variables are seen, and named when they cannot be read."""
+    launcher = json.loads(run(['--json'], M2N_RANK='1', M2N_SIZE='3')[0])['launcher']
+    assert (launcher['name'], launcher['rank'], launcher['n_ranks']) == ('m2n', 1, 3), launcher
+    launcher = json.loads(run(['--json'], RANK='1', WORLD_SIZE='x')[0])['launcher']
+    assert 'WORLD_SIZE' in launcher['error'], launcher
+
+
+def members(value):
+    """All names of members in a JSON value."""
+    if isinstance(value, dict):
+        return set(value) | {name for inner in value.values() for name in members(inner)}
+    if isinstance(value, list):
+        return {name for inner in value for name in members(inner)}
+    return set()
+
+
+def check_manual():
+    """The page names every member of the JSON object and every option of the command line."""
+    with open(os.path.join(ROOT, 'docs', 'man', 'm2n_info.1'), encoding='utf-8') as text:
+        page = text.read()
+    named = set(re.findall(r'\w+', ' '.join(re.findall(r'^\.(?:It )?Cm (.*)$', page, re.M))))
+    assert members(json.loads(run(['--json'])[0])) <= named
+    flags = set(re.findall(r'--(\w+)', run(['--help'])[0]))
+    assert len(flags) == 6 and flags <= set(re.findall(r'Fl Fl (\w+)', page)), flags
+
+
+if __name__ == '__main__':
+    INFO, VERSION, ROOT = sys.argv[1:]
+    check_plain()
+    check_values()
+    check_failures()
+    check_secret()
+    check_launcher()
+    check_manual()
