@@ -4,16 +4,11 @@
  * values, and since there are no masks, a row's first and last values go one at a time.
  */
 #include "kernel/tables.h"
-#include "kernel/value.h"
+#include "kernel/x86.h"
 
-#include <immintrin.h>
-
-#define INLINE static inline __attribute__((always_inline))
-#define LINE 64
-#define PAIR 16            /* values in a pair */
-#define STRIP 4            /* pairs that a sum keeps in registers: two or four cache lines */
-#define COPY_MAX 256       /* above, memcpy() is as fast */
-#define SCATTER_BLOCK 4096 /* bytes of the source that go to each destination in turn */
+#define PAIR 16 /* values in a pair */
+#define STRIP 4 /* pairs that a sum keeps in registers: two or four cache lines */
+#define COPY_MAX 512 /* above, memcpy() is as fast */
 
 struct pair {
 	__m256 lo, hi;
@@ -40,9 +35,11 @@ static void copy(void *dst, const void *src, size_t bytes)
 	const char *s = src;
 	__m256i last;
 
-	if (bytes == 0)
+	if (bytes <= LINE) {
+		copy_line(d, s, bytes);
 		return;
-	if (bytes < 32 || bytes > COPY_MAX) {
+	}
+	if (bytes > COPY_MAX) {
 		memcpy(dst, src, bytes);
 		return;
 	}
@@ -52,13 +49,6 @@ static void copy(void *dst, const void *src, size_t bytes)
 	store(d + bytes - 32, last);
 }
 
-INLINE size_t head_bytes(const void *dst, size_t bytes)
-{
-	size_t head = -(uintptr_t)dst & (LINE - 1);
-
-	return head < bytes ? head : bytes;
-}
-
 static void stream(void *dst, const void *src, size_t bytes)
 {
 	size_t head = head_bytes(dst, bytes);
@@ -66,7 +56,7 @@ static void stream(void *dst, const void *src, size_t bytes)
 	const char *s = src;
 
 	if (head) {
-		memcpy(d, s, head);
+		copy_line(d, s, head);
 		d += head;
 		s += head;
 		bytes -= head;
@@ -87,31 +77,7 @@ static void stream(void *dst, const void *src, size_t bytes)
 		s += LINE;
 	}
 	if (bytes)
-		memcpy(d, s, bytes);
-}
-
-/* Block by block to each destination in turn: the source is read from memory once. */
-static void scatter(void *const *dst, unsigned n_dst, const void *src, size_t bytes)
-{
-	for (size_t base = 0; base < bytes; base += SCATTER_BLOCK) {
-		for (unsigned j = 0; j < n_dst; j++) {
-			size_t head = head_bytes(dst[j], bytes);
-			size_t begin = base ? base + head : 0;
-			size_t end = base + SCATTER_BLOCK + head;
-
-			if (end > bytes)
-				end = bytes;
-			if (begin < end)
-				stream((char *)dst[j] + begin, (const char *)src + begin,
-					end - begin);
-		}
-	}
-}
-
-static void fence(void)
-{
-	_mm_sfence();
-	__asm__ __volatile__("" ::: "memory");
+		copy_line(d, s, bytes);
 }
 
 /* f32 -> bf16 in the upper half of each 32 bits; the lower half is left over. */
@@ -119,8 +85,7 @@ INLINE __m256i round_bf16(__m256 value)
 {
 	__m256i bits = _mm256_castps_si256(value);
 	__m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-	__m256i rounded = _mm256_add_epi32(
-		_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+	__m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
 	__m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
 	__m256 nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
 
@@ -129,7 +94,7 @@ INLINE __m256i round_bf16(__m256 value)
 
 INLINE struct pair load_pair(enum m2n_dtype dtype, const void *row, size_t i)
 {
-	const char *at = (const char *)row + i * (dtype == M2N_DTYPE_F32 ? 4 : 2);
+	const char *at = (const char *)row + i * value_bytes(dtype);
 	struct pair pair;
 	__m256i bits = load(at);
 
@@ -153,8 +118,8 @@ INLINE __m256i pack_pair(enum m2n_dtype dtype, struct pair pair)
 	__m128i lo, hi;
 
 	if (dtype == M2N_DTYPE_BF16)
-		return _mm256_blend_epi16(_mm256_srli_epi32(round_bf16(pair.lo), 16),
-			round_bf16(pair.hi), 0xaa);
+		return _mm256_blend_epi16(
+			_mm256_srli_epi32(round_bf16(pair.lo), 16), round_bf16(pair.hi), 0xaa);
 	lo = _mm256_cvtps_ph(pair.lo, _MM_FROUND_TO_NEAREST_INT);
 	hi = _mm256_cvtps_ph(pair.hi, _MM_FROUND_TO_NEAREST_INT);
 	return _mm256_inserti128_si256(_mm256_castsi128_si256(lo), hi, 1);
@@ -162,7 +127,7 @@ INLINE __m256i pack_pair(enum m2n_dtype dtype, struct pair pair)
 
 INLINE void store_pair(enum m2n_dtype dtype, void *row, size_t i, int nt, struct pair pair)
 {
-	char *at = (char *)row + i * (dtype == M2N_DTYPE_F32 ? 4 : 2);
+	char *at = (char *)row + i * value_bytes(dtype);
 
 	if (dtype == M2N_DTYPE_F32) {
 		if (nt) {
@@ -179,69 +144,63 @@ INLINE void store_pair(enum m2n_dtype dtype, void *row, size_t i, int nt, struct
 	}
 }
 
-INLINE void wsum_strip(enum m2n_dtype dtype, void *out, const void *residual,
-	const void *const *x, const float *w, unsigned n, size_t i, int nt)
+/* `n_pairs` pairs of the sum from value i on; `ahead` as in avx512.c. */
+INLINE void wsum_strip(
+	enum m2n_dtype dtype, const struct wsum *sum, size_t i, unsigned n_pairs, int nt, int ahead)
 {
-	struct pair sum[STRIP];
+	size_t at = i * value_bytes(dtype), strip_bytes = n_pairs * PAIR * value_bytes(dtype);
+	struct pair acc[STRIP];
 
 #pragma GCC unroll 4
-	for (unsigned p = 0; p < STRIP; p++) {
-		if (residual)
-			sum[p] = load_pair(dtype, residual, i + p * PAIR);
+	for (unsigned p = 0; p < n_pairs; p++) {
+		if (sum->residual)
+			acc[p] = load_pair(dtype, sum->residual, i + p * PAIR);
 		else
-			sum[p].lo = sum[p].hi = _mm256_setzero_ps();
+			acc[p].lo = acc[p].hi = _mm256_setzero_ps();
 	}
-	for (unsigned k = 0; k < n; k++) {
-		__m256 weight = _mm256_set1_ps(w ? w[k] : 1.0f);
+	for (unsigned k = 0; k < sum->n; k++) {
+		__m256 weight = _mm256_set1_ps(sum->w ? sum->w[k] : 1.0f);
 
+		if (ahead)
+			prefetch(sum->x[k], at + AHEAD, at + AHEAD + strip_bytes);
 #pragma GCC unroll 4
-		for (unsigned p = 0; p < STRIP; p++) {
-			struct pair value = load_pair(dtype, x[k], i + p * PAIR);
+		for (unsigned p = 0; p < n_pairs; p++) {
+			struct pair value = load_pair(dtype, sum->x[k], i + p * PAIR);
 
-			sum[p].lo = _mm256_fmadd_ps(weight, value.lo, sum[p].lo);
-			sum[p].hi = _mm256_fmadd_ps(weight, value.hi, sum[p].hi);
+			acc[p].lo = _mm256_fmadd_ps(weight, value.lo, acc[p].lo);
+			acc[p].hi = _mm256_fmadd_ps(weight, value.hi, acc[p].hi);
 		}
 	}
 #pragma GCC unroll 4
-	for (unsigned p = 0; p < STRIP; p++)
-		store_pair(dtype, out, i + p * PAIR, nt, sum[p]);
+	for (unsigned p = 0; p < n_pairs; p++)
+		store_pair(dtype, sum->out, i + p * PAIR, nt, acc[p]);
 }
 
-INLINE void wsum_values(enum m2n_dtype dtype, void *out, const void *residual,
-	const void *const *x, const float *w, unsigned n, size_t begin, size_t end)
+INLINE void wsum_values(enum m2n_dtype dtype, const struct wsum *sum, size_t i, size_t end)
 {
-	for (size_t i = begin; i < end; i++) {
-		float sum = residual ? load_value(dtype, residual, i) : 0.0f;
+	for (; i < end; i++) {
+		float acc = sum->residual ? load_value(dtype, sum->residual, i) : 0.0f;
 
-		for (unsigned k = 0; k < n; k++)
-			sum = fmaf(w ? w[k] : 1.0f, load_value(dtype, x[k], i), sum);
-		store_value(dtype, out, i, sum);
+		for (unsigned k = 0; k < sum->n; k++)
+			acc = fmaf(sum->w ? sum->w[k] : 1.0f, load_value(dtype, sum->x[k], i), acc);
+		store_value(dtype, sum->out, i, acc);
 	}
 }
 
-/* Values before the first cache line of `out`; none where no value begins a line. */
-INLINE size_t head_values(enum m2n_dtype dtype, const void *out, size_t n_values)
+INLINE void wsum(enum m2n_dtype dtype, const struct wsum *sum, size_t n_values, int nt)
 {
-	size_t head = head_bytes(out, SIZE_MAX) / (dtype == M2N_DTYPE_F32 ? 4 : 2);
+	size_t i = nt ? head_values(dtype, sum->out, n_values) : 0;
+	size_t n_ahead = AHEAD / value_bytes(dtype);
 
-	return head < n_values ? head : n_values;
-}
-
-INLINE void wsum(enum m2n_dtype dtype, void *out, const void *residual, const void *const *x,
-	const float *w, unsigned n, size_t n_values, int nt)
-{
-	int has_lines = (uintptr_t)out % (dtype == M2N_DTYPE_F32 ? 4 : 2) == 0;
-	size_t i = 0;
-
-	if (nt && has_lines) {
-		i = head_values(dtype, out, n_values);
-		wsum_values(dtype, out, residual, x, w, n, 0, i);
-		for (; n_values - i >= STRIP * PAIR; i += STRIP * PAIR)
-			wsum_strip(dtype, out, residual, x, w, n, i, 1);
-	}
+	prefetch_rows(sum, n_values * value_bytes(dtype));
+	wsum_values(dtype, sum, 0, i);
+	for (; n_values - i >= STRIP * PAIR + n_ahead; i += STRIP * PAIR)
+		wsum_strip(dtype, sum, i, STRIP, nt, 1);
 	for (; n_values - i >= STRIP * PAIR; i += STRIP * PAIR)
-		wsum_strip(dtype, out, residual, x, w, n, i, 0);
-	wsum_values(dtype, out, residual, x, w, n, i, n_values);
+		wsum_strip(dtype, sum, i, STRIP, nt, 0);
+	for (; n_values - i >= PAIR; i += PAIR)
+		wsum_strip(dtype, sum, i, 1, 0, 0);
+	wsum_values(dtype, sum, i, n_values);
 }
 
 INLINE void scale(enum m2n_dtype dtype, void *out, const void *x, float w, size_t n_values)
@@ -268,7 +227,7 @@ INLINE __m256 widen_bf16(__m128i bits)
 /* 8 values in the row's order. */
 INLINE __m256 load_ordered(enum m2n_dtype dtype, const void *row, size_t i)
 {
-	const char *at = (const char *)row + i * (dtype == M2N_DTYPE_F32 ? 4 : 2);
+	const char *at = (const char *)row + i * value_bytes(dtype);
 
 	if (dtype == M2N_DTYPE_F32)
 		return _mm256_castsi256_ps(load(at));
@@ -291,32 +250,16 @@ INLINE float dot(enum m2n_dtype dtype, const void *a, const void *b, size_t n_va
 	_mm256_storeu_ps(part, lo);
 	_mm256_storeu_ps(part + 8, hi);
 	for (; i < n_values; i++)
-		part[i % 16] =
-			fmaf(load_value(dtype, a, i), load_value(dtype, b, i), part[i % 16]);
+		part[i % 16] = fmaf(load_value(dtype, a, i), load_value(dtype, b, i), part[i % 16]);
 	for (unsigned half = 8; half > 0; half /= 2)
 		for (unsigned j = 0; j < half; j++)
 			part[j] += part[j + half];
 	return part[0];
 }
 
-#define KERNELS_OF(dtype, suffix) \
-	static void wsum_##suffix(void *out, const void *residual, const void *const *x, \
-		const float *w, unsigned n, size_t n_values, int nt) \
-	{ \
-		wsum(dtype, out, residual, x, w, n, n_values, nt); \
-	} \
-	static void scale_##suffix(void *out, const void *x, float w, size_t n_values) \
-	{ \
-		scale(dtype, out, x, w, n_values); \
-	} \
-	static float dot_##suffix(const void *a, const void *b, size_t n_values) \
-	{ \
-		return dot(dtype, a, b, n_values); \
-	}
 KERNELS_OF(M2N_DTYPE_F32, f32)
 KERNELS_OF(M2N_DTYPE_BF16, bf16)
 KERNELS_OF(M2N_DTYPE_F16, f16)
-#undef KERNELS_OF
 
 /* Magnitudes of 16 bf16 values, 0 for those that are not finite. */
 INLINE __m256i finite_magnitudes(const uint16_t *src)
@@ -360,24 +303,26 @@ INLINE __m256i encode_fp8(__m256 value)
 	__m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
 	__m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 20), _mm256_set1_epi32(1));
 	__m256i normal = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(magnitude, odd),
-		_mm256_set1_epi32(0x7ffff - ((127 - 7) << 23))), 20);
-	__m256i small = _mm256_sub_epi32(_mm256_castps_si256(_mm256_add_ps(
-		_mm256_castsi256_ps(magnitude), _mm256_set1_ps(0x1p14f))),
+						   _mm256_set1_epi32(0x7ffff - ((127 - 7) << 23))),
+		20);
+	__m256i small = _mm256_sub_epi32(
+		_mm256_castps_si256(
+			_mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_set1_ps(0x1p14f))),
 		_mm256_set1_epi32(0x46800000));
 	__m256i is_small = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x3c800000), magnitude);
 	__m256 nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
 	__m256i code = _mm256_min_epu32(
 		_mm256_blendv_epi8(normal, small, is_small), _mm256_set1_epi32(0x7e));
 
-	return _mm256_blendv_epi8(_mm256_or_si256(code, sign), _mm256_set1_epi32(0x7f),
-		_mm256_castps_si256(nan));
+	return _mm256_blendv_epi8(
+		_mm256_or_si256(code, sign), _mm256_set1_epi32(0x7f), _mm256_castps_si256(nan));
 }
 
 /* 8 codes, one in each 32 bits, to 8 bytes. */
 INLINE void store_codes(uint8_t *dst, __m256i codes)
 {
-	__m128i words = _mm_packus_epi32(
-		_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
+	__m128i words =
+		_mm_packus_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
 
 	_mm_storel_epi64((__m128i *)dst, _mm_packus_epi16(words, words));
 }
@@ -385,7 +330,7 @@ INLINE void store_codes(uint8_t *dst, __m256i codes)
 static void cast_fp8(uint8_t *dst, float *scales, const uint16_t *src, size_t n_values)
 {
 	while (n_values > 0) {
-		size_t n = n_values < M2N__FP8_BLOCK ? n_values : M2N__FP8_BLOCK, i = 0;
+		size_t n = min_size(n_values, M2N__FP8_BLOCK), i = 0;
 		float inverse, block_scale = fp8_scale(block_amax(src, n), &inverse);
 		__m256 factor = _mm256_set1_ps(inverse);
 
@@ -426,9 +371,9 @@ static void uncast_fp8(uint16_t *dst, const uint8_t *src, const float *scales, s
 		__m256i bits = round_bf16(_mm256_mul_ps(decode_fp8(src + i), factor));
 
 		bits = _mm256_srli_epi32(bits, 16);
-		_mm_storeu_si128((__m128i *)(dst + i),
-			_mm_packus_epi32(
-				_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1)));
+		_mm_storeu_si128(
+			(__m128i *)(dst + i), _mm_packus_epi32(_mm256_castsi256_si128(bits),
+						      _mm256_extracti128_si256(bits, 1)));
 	}
 	for (; i < n_values; i++)
 		store_value(M2N_DTYPE_BF16, dst, i,
@@ -441,9 +386,24 @@ const struct m2n__kernels m2n__kernels_avx2 = {
 	.stream = stream,
 	.scatter = scatter,
 	.fence = fence,
-	.wsum = {[M2N_DTYPE_F32] = wsum_f32, [M2N_DTYPE_BF16] = wsum_bf16, [M2N_DTYPE_F16] = wsum_f16},
-	.scale = {[M2N_DTYPE_F32] = scale_f32, [M2N_DTYPE_BF16] = scale_bf16, [M2N_DTYPE_F16] = scale_f16},
-	.dot = {[M2N_DTYPE_F32] = dot_f32, [M2N_DTYPE_BF16] = dot_bf16, [M2N_DTYPE_F16] = dot_f16},
+	.wsum =
+		{
+			[M2N_DTYPE_F32] = wsum_f32,
+			[M2N_DTYPE_BF16] = wsum_bf16,
+			[M2N_DTYPE_F16] = wsum_f16,
+		},
+	.scale =
+		{
+			[M2N_DTYPE_F32] = scale_f32,
+			[M2N_DTYPE_BF16] = scale_bf16,
+			[M2N_DTYPE_F16] = scale_f16,
+		},
+	.dot =
+		{
+			[M2N_DTYPE_F32] = dot_f32,
+			[M2N_DTYPE_BF16] = dot_bf16,
+			[M2N_DTYPE_F16] = dot_f16,
+		},
 	.cast_fp8 = cast_fp8,
 	.uncast_fp8 = uncast_fp8,
 };

@@ -9,16 +9,11 @@
  * and stored under a mask.
  */
 #include "kernel/tables.h"
-#include "kernel/value.h"
+#include "kernel/x86.h"
 
-#include <immintrin.h>
-
-#define INLINE static inline __attribute__((always_inline))
-#define LINE 64
-#define PAIR 32           /* values in a pair */
-#define STRIP 4           /* pairs that a sum keeps in registers */
-#define COPY_MAX 1024     /* above, memcpy() is as fast */
-#define SCATTER_BLOCK 4096 /* bytes of the source that go to each destination in turn */
+#define PAIR 32 /* values in a pair */
+#define STRIP 4 /* pairs that a sum keeps in registers */
+#define COPY_MAX 1024 /* above, memcpy() is as fast */
 
 struct pair {
 	__m512 lo, hi;
@@ -30,13 +25,6 @@ INLINE uint64_t first_bits(size_t n)
 	return n ? ~UINT64_C(0) >> (64 - n) : 0;
 }
 
-INLINE void copy_part(char *dst, const char *src, size_t bytes)
-{
-	__mmask64 mask = first_bits(bytes);
-
-	_mm512_mask_storeu_epi8(dst, mask, _mm512_maskz_loadu_epi8(mask, src));
-}
-
 static void copy(void *dst, const void *src, size_t bytes)
 {
 	char *d = dst;
@@ -45,7 +33,7 @@ static void copy(void *dst, const void *src, size_t bytes)
 	__m512i last;
 
 	if (bytes <= LINE) {
-		copy_part(d, s, bytes);
+		copy_line(d, s, bytes);
 		return;
 	}
 	if (bytes > COPY_MAX) {
@@ -58,13 +46,6 @@ static void copy(void *dst, const void *src, size_t bytes)
 	_mm512_storeu_si512(d + bytes - LINE, last);
 }
 
-INLINE size_t head_bytes(const void *dst, size_t bytes)
-{
-	size_t head = -(uintptr_t)dst & (LINE - 1);
-
-	return head < bytes ? head : bytes;
-}
-
 static void stream(void *dst, const void *src, size_t bytes)
 {
 	size_t head = head_bytes(dst, bytes);
@@ -72,7 +53,7 @@ static void stream(void *dst, const void *src, size_t bytes)
 	const char *s = src;
 
 	if (head) {
-		copy_part(d, s, head);
+		copy_line(d, s, head);
 		d += head;
 		s += head;
 		bytes -= head;
@@ -89,35 +70,7 @@ static void stream(void *dst, const void *src, size_t bytes)
 	for (; bytes >= LINE; bytes -= LINE, d += LINE, s += LINE)
 		_mm512_stream_si512((void *)d, _mm512_loadu_si512(s));
 	if (bytes)
-		copy_part(d, s, bytes);
-}
-
-/*
- * The source goes block by block to each destination in turn, so that it is read from memory
- * once and from the first-level cache after that. A destination's blocks begin at its cache
- * lines, wherever the others' do.
- */
-static void scatter(void *const *dst, unsigned n_dst, const void *src, size_t bytes)
-{
-	for (size_t base = 0; base < bytes; base += SCATTER_BLOCK) {
-		for (unsigned j = 0; j < n_dst; j++) {
-			size_t head = head_bytes(dst[j], bytes);
-			size_t begin = base ? base + head : 0;
-			size_t end = base + SCATTER_BLOCK + head;
-
-			if (end > bytes)
-				end = bytes;
-			if (begin < end)
-				stream((char *)dst[j] + begin, (const char *)src + begin,
-					end - begin);
-		}
-	}
-}
-
-static void fence(void)
-{
-	_mm_sfence();
-	__asm__ __volatile__("" ::: "memory");
+		copy_line(d, s, bytes);
 }
 
 /* f32 -> bf16 in the upper half of each 32 bits; the lower half is left over. */
@@ -125,8 +78,7 @@ INLINE __m512i round_bf16(__m512 value)
 {
 	__m512i bits = _mm512_castps_si512(value);
 	__m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-	__m512i rounded = _mm512_add_epi32(
-		_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+	__m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
 	__mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
 
 	return _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
@@ -134,7 +86,7 @@ INLINE __m512i round_bf16(__m512 value)
 
 INLINE struct pair load_pair(enum m2n_dtype dtype, const void *row, size_t i, __mmask32 mask)
 {
-	const char *at = (const char *)row + i * (dtype == M2N_DTYPE_F32 ? 4 : 2);
+	const char *at = (const char *)row + i * value_bytes(dtype);
 	struct pair pair;
 	__m512i bits;
 
@@ -171,7 +123,7 @@ INLINE __m512i pack_pair(enum m2n_dtype dtype, struct pair pair)
 INLINE void store_pair(
 	enum m2n_dtype dtype, void *row, size_t i, __mmask32 mask, int nt, struct pair pair)
 {
-	char *at = (char *)row + i * (dtype == M2N_DTYPE_F32 ? 4 : 2);
+	char *at = (char *)row + i * value_bytes(dtype);
 
 	if (dtype == M2N_DTYPE_F32) {
 		if (nt) {
@@ -188,65 +140,60 @@ INLINE void store_pair(
 	}
 }
 
-/* `n_pairs` pairs of the sum from value i on; of a single pair, only those under the mask. */
-INLINE void wsum_strip(enum m2n_dtype dtype, void *out, const void *residual,
-	const void *const *x, const float *w, unsigned n, size_t i, unsigned n_pairs,
-	__mmask32 mask, int nt)
+/*
+ * `n_pairs` pairs of the sum from value i on; of a single pair, only those under the mask.
+ * `ahead`: fetch as many values of the rows, AHEAD bytes farther on.
+ */
+INLINE void wsum_strip(enum m2n_dtype dtype, const struct wsum *sum, size_t i, unsigned n_pairs,
+	__mmask32 mask, int nt, int ahead)
 {
-	struct pair sum[STRIP];
+	size_t at = i * value_bytes(dtype), strip_bytes = n_pairs * PAIR * value_bytes(dtype);
+	struct pair acc[STRIP];
 
 #pragma GCC unroll 4
 	for (unsigned p = 0; p < n_pairs; p++) {
-		if (residual)
-			sum[p] = load_pair(dtype, residual, i + p * PAIR, mask);
+		if (sum->residual)
+			acc[p] = load_pair(dtype, sum->residual, i + p * PAIR, mask);
 		else
-			sum[p].lo = sum[p].hi = _mm512_setzero_ps();
+			acc[p].lo = acc[p].hi = _mm512_setzero_ps();
 	}
-	for (unsigned k = 0; k < n; k++) {
-		__m512 weight = _mm512_set1_ps(w ? w[k] : 1.0f);
+	for (unsigned k = 0; k < sum->n; k++) {
+		__m512 weight = _mm512_set1_ps(sum->w ? sum->w[k] : 1.0f);
 
+		if (ahead)
+			prefetch(sum->x[k], at + AHEAD, at + AHEAD + strip_bytes);
 #pragma GCC unroll 4
 		for (unsigned p = 0; p < n_pairs; p++) {
-			struct pair value = load_pair(dtype, x[k], i + p * PAIR, mask);
+			struct pair value = load_pair(dtype, sum->x[k], i + p * PAIR, mask);
 
-			sum[p].lo = _mm512_fmadd_ps(weight, value.lo, sum[p].lo);
-			sum[p].hi = _mm512_fmadd_ps(weight, value.hi, sum[p].hi);
+			acc[p].lo = _mm512_fmadd_ps(weight, value.lo, acc[p].lo);
+			acc[p].hi = _mm512_fmadd_ps(weight, value.hi, acc[p].hi);
 		}
 	}
 #pragma GCC unroll 4
 	for (unsigned p = 0; p < n_pairs; p++)
-		store_pair(dtype, out, i + p * PAIR, mask, nt, sum[p]);
+		store_pair(dtype, sum->out, i + p * PAIR, mask, nt, acc[p]);
 }
 
-/* Values before the first cache line of `out`; all of them where no value begins a line. */
-INLINE size_t head_values(enum m2n_dtype dtype, const void *out, size_t n_values)
+/* The values from i to end, which may be no whole pairs. */
+INLINE void wsum_part(enum m2n_dtype dtype, const struct wsum *sum, size_t i, size_t end)
 {
-	size_t value_bytes = dtype == M2N_DTYPE_F32 ? 4 : 2;
-	size_t head = -(uintptr_t)out & (LINE - 1);
-
-	return head % value_bytes || head / value_bytes > n_values ? n_values : head / value_bytes;
+	for (; i < end; i += PAIR)
+		wsum_strip(dtype, sum, i, 1, (__mmask32)first_bits(min_size(end - i, PAIR)), 0, 0);
 }
 
-INLINE void wsum(enum m2n_dtype dtype, void *out, const void *residual, const void *const *x,
-	const float *w, unsigned n, size_t n_values, int nt)
+INLINE void wsum(enum m2n_dtype dtype, const struct wsum *sum, size_t n_values, int nt)
 {
-	size_t head = nt ? head_values(dtype, out, n_values) : 0;
-	size_t i = 0;
+	size_t i = nt ? head_values(dtype, sum->out, n_values) : 0;
+	size_t n_ahead = AHEAD / value_bytes(dtype);
 
-	for (; i < head; i += PAIR)
-		wsum_strip(dtype, out, residual, x, w, n, i, 1,
-			(__mmask32)first_bits(head - i < PAIR ? head - i : PAIR), 0);
-	if (i > head)
-		i = head;
-	if (nt)
-		for (; n_values - i >= STRIP * PAIR; i += STRIP * PAIR)
-			wsum_strip(dtype, out, residual, x, w, n, i, STRIP, ~0u, 1);
-	else
-		for (; n_values - i >= STRIP * PAIR; i += STRIP * PAIR)
-			wsum_strip(dtype, out, residual, x, w, n, i, STRIP, ~0u, 0);
-	for (; i < n_values; i += PAIR)
-		wsum_strip(dtype, out, residual, x, w, n, i, 1,
-			(__mmask32)first_bits(n_values - i < PAIR ? n_values - i : PAIR), 0);
+	prefetch_rows(sum, n_values * value_bytes(dtype));
+	wsum_part(dtype, sum, 0, i);
+	for (; n_values - i >= STRIP * PAIR + n_ahead; i += STRIP * PAIR)
+		wsum_strip(dtype, sum, i, STRIP, ~0u, nt, 1);
+	for (; n_values - i >= STRIP * PAIR; i += STRIP * PAIR)
+		wsum_strip(dtype, sum, i, STRIP, ~0u, nt, 0);
+	wsum_part(dtype, sum, i, n_values);
 }
 
 INLINE void scale(enum m2n_dtype dtype, void *out, const void *x, float w, size_t n_values)
@@ -254,8 +201,7 @@ INLINE void scale(enum m2n_dtype dtype, void *out, const void *x, float w, size_
 	__m512 weight = _mm512_set1_ps(w);
 
 	for (size_t i = 0; i < n_values; i += PAIR) {
-		__mmask32 mask =
-			(__mmask32)first_bits(n_values - i < PAIR ? n_values - i : PAIR);
+		__mmask32 mask = (__mmask32)first_bits(min_size(n_values - i, PAIR));
 		struct pair pair = load_pair(dtype, x, i, mask);
 
 		pair.lo = _mm512_mul_ps(weight, pair.lo);
@@ -272,7 +218,7 @@ INLINE __m512 widen_bf16(__m256i bits)
 /* 16 values in the row's order. */
 INLINE __m512 load_ordered(enum m2n_dtype dtype, const void *row, size_t i, __mmask16 mask)
 {
-	const char *at = (const char *)row + i * (dtype == M2N_DTYPE_F32 ? 4 : 2);
+	const char *at = (const char *)row + i * value_bytes(dtype);
 
 	if (dtype == M2N_DTYPE_F32)
 		return _mm512_maskz_loadu_ps(mask, at);
@@ -288,7 +234,7 @@ INLINE float dot(enum m2n_dtype dtype, const void *a, const void *b, size_t n_va
 	__m128 four;
 
 	for (size_t i = 0; i < n_values; i += 16) {
-		__mmask16 mask = (__mmask16)first_bits(n_values - i < 16 ? n_values - i : 16);
+		__mmask16 mask = (__mmask16)first_bits(min_size(n_values - i, 16));
 
 		/* Masked, because adding 0 turns a -0 into +0. */
 		part = _mm512_mask3_fmadd_ps(load_ordered(dtype, a, i, mask),
@@ -300,24 +246,9 @@ INLINE float dot(enum m2n_dtype dtype, const void *a, const void *b, size_t n_va
 	return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
-#define KERNELS_OF(dtype, suffix) \
-	static void wsum_##suffix(void *out, const void *residual, const void *const *x, \
-		const float *w, unsigned n, size_t n_values, int nt) \
-	{ \
-		wsum(dtype, out, residual, x, w, n, n_values, nt); \
-	} \
-	static void scale_##suffix(void *out, const void *x, float w, size_t n_values) \
-	{ \
-		scale(dtype, out, x, w, n_values); \
-	} \
-	static float dot_##suffix(const void *a, const void *b, size_t n_values) \
-	{ \
-		return dot(dtype, a, b, n_values); \
-	}
 KERNELS_OF(M2N_DTYPE_F32, f32)
 KERNELS_OF(M2N_DTYPE_BF16, bf16)
 KERNELS_OF(M2N_DTYPE_F16, f16)
-#undef KERNELS_OF
 
 /* The largest finite magnitude among n <= 128 values. */
 INLINE float block_amax(const uint16_t *src, size_t n)
@@ -327,7 +258,7 @@ INLINE float block_amax(const uint16_t *src, size_t n)
 	__m128i quarter;
 
 	for (size_t i = 0; i < n; i += 32) {
-		__mmask32 mask = (__mmask32)first_bits(n - i < 32 ? n - i : 32);
+		__mmask32 mask = (__mmask32)first_bits(min_size(n - i, 32));
 		__m512i magnitude = _mm512_and_si512(
 			_mm512_maskz_loadu_epi16(mask, src + i), _mm512_set1_epi16(0x7fff));
 
@@ -349,33 +280,34 @@ INLINE __m512i encode_fp8(__m512 value)
 	__m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
 	__m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 20), _mm512_set1_epi32(1));
 	__m512i normal = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(magnitude, odd),
-		_mm512_set1_epi32(0x7ffff - ((127 - 7) << 23))), 20);
-	__m512i small = _mm512_sub_epi32(_mm512_castps_si512(_mm512_add_ps(
-		_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0x1p14f))),
+						   _mm512_set1_epi32(0x7ffff - ((127 - 7) << 23))),
+		20);
+	__m512i small = _mm512_sub_epi32(
+		_mm512_castps_si512(
+			_mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0x1p14f))),
 		_mm512_set1_epi32(0x46800000));
 	__mmask16 is_small = _mm512_cmplt_epu32_mask(magnitude, _mm512_set1_epi32(0x3c800000));
 	__mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
 	__m512i code = _mm512_min_epu32(
 		_mm512_mask_mov_epi32(normal, is_small, small), _mm512_set1_epi32(0x7e));
 
-	return _mm512_mask_mov_epi32(
-		_mm512_or_si512(code, sign), nan, _mm512_set1_epi32(0x7f));
+	return _mm512_mask_mov_epi32(_mm512_or_si512(code, sign), nan, _mm512_set1_epi32(0x7f));
 }
 
 static void cast_fp8(uint8_t *dst, float *scales, const uint16_t *src, size_t n_values)
 {
 	while (n_values > 0) {
-		size_t n = n_values < M2N__FP8_BLOCK ? n_values : M2N__FP8_BLOCK;
+		size_t n = min_size(n_values, M2N__FP8_BLOCK);
 		float inverse, block_scale = fp8_scale(block_amax(src, n), &inverse);
 		__m512 factor = _mm512_set1_ps(inverse);
 
 		memcpy(scales++, &block_scale, sizeof(block_scale));
 		for (size_t i = 0; i < n; i += 16) {
-			__mmask16 mask = (__mmask16)first_bits(n - i < 16 ? n - i : 16);
+			__mmask16 mask = (__mmask16)first_bits(min_size(n - i, 16));
 			__m512 value = load_ordered(M2N_DTYPE_BF16, src, i, mask);
 
-			_mm512_mask_cvtepi32_storeu_epi8(
-				dst + i, mask, encode_fp8(_mm512_mul_ps(value, factor)));
+			_mm_mask_storeu_epi8(dst + i, mask,
+				_mm512_cvtepi32_epi8(encode_fp8(_mm512_mul_ps(value, factor))));
 		}
 		dst += n;
 		src += n;
@@ -393,8 +325,7 @@ INLINE __m512 decode_fp8(__m128i codes)
 	__m256i magnitude = _mm256_and_si256(wide, _mm256_set1_epi16(0x7f));
 	__m256i sign = _mm256_and_si256(wide, _mm256_set1_epi16(0x80));
 	__mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7f));
-	__m256i half = _mm256_or_si256(
-		_mm256_slli_epi16(magnitude, 7), _mm256_slli_epi16(sign, 8));
+	__m256i half = _mm256_or_si256(_mm256_slli_epi16(magnitude, 7), _mm256_slli_epi16(sign, 8));
 
 	half = _mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7e00));
 	return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0f));
@@ -403,13 +334,14 @@ INLINE __m512 decode_fp8(__m128i codes)
 static void uncast_fp8(uint16_t *dst, const uint8_t *src, const float *scales, size_t n_values)
 {
 	for (size_t i = 0; i < n_values; i += 16) {
-		__mmask16 mask = (__mmask16)first_bits(n_values - i < 16 ? n_values - i : 16);
+		__mmask16 mask = (__mmask16)first_bits(min_size(n_values - i, 16));
 		__m512 factor =
 			_mm512_set1_ps(load_value(M2N_DTYPE_F32, scales, i / M2N__FP8_BLOCK));
 		__m512 value = decode_fp8(_mm_maskz_loadu_epi8(mask, src + i));
 		__m512i bits = round_bf16(_mm512_mul_ps(value, factor));
 
-		_mm512_mask_cvtepi32_storeu_epi16(dst + i, mask, _mm512_srli_epi32(bits, 16));
+		_mm256_mask_storeu_epi16(
+			dst + i, mask, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
 	}
 }
 
@@ -419,9 +351,24 @@ const struct m2n__kernels m2n__kernels_avx512 = {
 	.stream = stream,
 	.scatter = scatter,
 	.fence = fence,
-	.wsum = {[M2N_DTYPE_F32] = wsum_f32, [M2N_DTYPE_BF16] = wsum_bf16, [M2N_DTYPE_F16] = wsum_f16},
-	.scale = {[M2N_DTYPE_F32] = scale_f32, [M2N_DTYPE_BF16] = scale_bf16, [M2N_DTYPE_F16] = scale_f16},
-	.dot = {[M2N_DTYPE_F32] = dot_f32, [M2N_DTYPE_BF16] = dot_bf16, [M2N_DTYPE_F16] = dot_f16},
+	.wsum =
+		{
+			[M2N_DTYPE_F32] = wsum_f32,
+			[M2N_DTYPE_BF16] = wsum_bf16,
+			[M2N_DTYPE_F16] = wsum_f16,
+		},
+	.scale =
+		{
+			[M2N_DTYPE_F32] = scale_f32,
+			[M2N_DTYPE_BF16] = scale_bf16,
+			[M2N_DTYPE_F16] = scale_f16,
+		},
+	.dot =
+		{
+			[M2N_DTYPE_F32] = dot_f32,
+			[M2N_DTYPE_BF16] = dot_bf16,
+			[M2N_DTYPE_F16] = dot_f16,
+		},
 	.cast_fp8 = cast_fp8,
 	.uncast_fp8 = uncast_fp8,
 };

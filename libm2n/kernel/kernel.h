@@ -66,7 +66,7 @@ struct m2n__kernels {
  * NULL when the named one is unknown or the processor lacks it. Thread-safe; constant.
  */
 const struct m2n__kernels *m2n__kernels_select(const char *name);
-/* Tables by index for tests and m2n_info; NULL past the end. `*usable` says whether it runs here. */
+/* Tables by index, for tests and m2n_info; NULL past the end. `*usable`: whether it runs here. */
 const struct m2n__kernels *m2n__kernels_at(unsigned index, int *usable);
 /* Bytes of one value. */
 size_t m2n__dtype_bytes(enum m2n_dtype dtype);

@@ -26,8 +26,8 @@ static void fence(void)
 	atomic_thread_fence(memory_order_seq_cst);
 }
 
-static inline void wsum(enum m2n_dtype dtype, void *out, const void *residual,
-	const void *const *x, const float *w, unsigned n, size_t n_values)
+static inline void wsum(enum m2n_dtype dtype, void *out, const void *residual, const void *const *x,
+	const float *w, unsigned n, size_t n_values)
 {
 	for (size_t i = 0; i < n_values; i++) {
 		float sum = residual ? load_value(dtype, residual, i) : 0.0f;
@@ -49,28 +49,27 @@ static inline float dot(enum m2n_dtype dtype, const void *a, const void *b, size
 	float part[16] = {0};
 
 	for (size_t i = 0; i < n_values; i++)
-		part[i % 16] =
-			fmaf(load_value(dtype, a, i), load_value(dtype, b, i), part[i % 16]);
+		part[i % 16] = fmaf(load_value(dtype, a, i), load_value(dtype, b, i), part[i % 16]);
 	for (unsigned half = 8; half > 0; half /= 2)
 		for (unsigned j = 0; j < half; j++)
 			part[j] += part[j + half];
 	return part[0];
 }
 
-#define KERNELS_OF(dtype, suffix) \
-	static void wsum_##suffix(void *out, const void *residual, const void *const *x, \
-		const float *w, unsigned n, size_t n_values, int nt) \
-	{ \
-		(void)nt; \
-		wsum(dtype, out, residual, x, w, n, n_values); \
-	} \
-	static void scale_##suffix(void *out, const void *x, float w, size_t n_values) \
-	{ \
-		scale(dtype, out, x, w, n_values); \
-	} \
-	static float dot_##suffix(const void *a, const void *b, size_t n_values) \
-	{ \
-		return dot(dtype, a, b, n_values); \
+#define KERNELS_OF(dtype, suffix)                                                                  \
+	static void wsum_##suffix(void *out, const void *residual, const void *const *x,           \
+		const float *w, unsigned n, size_t n_values, int nt)                               \
+	{                                                                                          \
+		(void)nt;                                                                          \
+		wsum(dtype, out, residual, x, w, n, n_values);                                     \
+	}                                                                                          \
+	static void scale_##suffix(void *out, const void *x, float w, size_t n_values)             \
+	{                                                                                          \
+		scale(dtype, out, x, w, n_values);                                                 \
+	}                                                                                          \
+	static float dot_##suffix(const void *a, const void *b, size_t n_values)                   \
+	{                                                                                          \
+		return dot(dtype, a, b, n_values);                                                 \
 	}
 KERNELS_OF(M2N_DTYPE_F32, f32)
 KERNELS_OF(M2N_DTYPE_BF16, bf16)
@@ -118,8 +117,12 @@ const struct m2n__kernels m2n__kernels_scalar = {
 	.stream = copy,
 	.scatter = scatter,
 	.fence = fence,
-	.wsum = {[M2N_DTYPE_F32] = wsum_f32, [M2N_DTYPE_BF16] = wsum_bf16, [M2N_DTYPE_F16] = wsum_f16},
-	.scale = {[M2N_DTYPE_F32] = scale_f32, [M2N_DTYPE_BF16] = scale_bf16, [M2N_DTYPE_F16] = scale_f16},
+	.wsum = {[M2N_DTYPE_F32] = wsum_f32,
+		[M2N_DTYPE_BF16] = wsum_bf16,
+		[M2N_DTYPE_F16] = wsum_f16},
+	.scale = {[M2N_DTYPE_F32] = scale_f32,
+		[M2N_DTYPE_BF16] = scale_bf16,
+		[M2N_DTYPE_F16] = scale_f16},
 	.dot = {[M2N_DTYPE_F32] = dot_f32, [M2N_DTYPE_BF16] = dot_bf16, [M2N_DTYPE_F16] = dot_f16},
 	.cast_fp8 = cast_fp8,
 	.uncast_fp8 = uncast_fp8,

@@ -69,8 +69,9 @@ static inline uint16_t f16_from_f32(float value)
 	if (magnitude >= 0x477ff000) /* 65520 and up round to infinity */
 		return (uint16_t)(sign | 0x7c00);
 	if (magnitude >= 0x38800000) /* 2^-14: normal in fp16 */
-		return (uint16_t)(sign |
-			(magnitude + 0xfff + (magnitude >> 13 & 1) - ((127 - 15) << 23)) >> 13);
+		return (uint16_t)(sign | (magnitude + 0xfff + (magnitude >> 13 & 1) -
+						 ((127 - 15) << 23)) >>
+						 13);
 	/* One unit of 0.5f's last place is fp16's smallest: the addition rounds. */
 	return (uint16_t)(sign | (f32_bits(f32_from_bits(magnitude) + 0.5f) - 0x3f000000));
 }
@@ -98,8 +99,9 @@ static inline uint8_t fp8_from_f32(float value)
 	if (magnitude >= 0x43e00000) /* 448 */
 		return (uint8_t)(sign | 0x7e);
 	if (magnitude >= 0x3c800000) /* 2^-6: normal in fp8 */
-		return (uint8_t)(sign |
-			(magnitude + 0x7ffff + (magnitude >> 20 & 1) - ((127 - 7) << 23)) >> 20);
+		return (uint8_t)(sign | (magnitude + 0x7ffff + (magnitude >> 20 & 1) -
+						((127 - 7) << 23)) >>
+						20);
 	/* One unit of 2^14's last place is fp8's smallest: the addition rounds. */
 	return (uint8_t)(sign | (f32_bits(f32_from_bits(magnitude) + 0x1p14f) - 0x46800000));
 }

@@ -104,8 +104,7 @@ static size_t size_at(unsigned index)
 	return index < LENGTH(many) ? many[index] : SIZE_MAX;
 }
 
-static void check_copies_at(
-	const struct m2n__kernels *table, size_t bytes, size_t to, size_t from)
+static void check_copies_at(const struct m2n__kernels *table, size_t bytes, size_t to, size_t from)
 {
 	aim(&actual, to, bytes);
 	table->copy(actual.bytes, source[0] + from, bytes);
@@ -206,7 +205,8 @@ static void check_values(enum m2n_dtype dtype, size_t n_values, const char *what
 	if (memcmp(actual.bytes, expected.bytes, actual.size) == 0)
 		return;
 	for (size_t i = 0; i < n_values; i++) {
-		float a = load_value(dtype, actual.bytes, i), e = load_value(dtype, expected.bytes, i);
+		float a = load_value(dtype, actual.bytes, i),
+		      e = load_value(dtype, expected.bytes, i);
 
 		if (memcmp(actual.bytes + i * size, expected.bytes + i * size, size) != 0 &&
 			!(isnan(a) && isnan(e)))
@@ -220,7 +220,8 @@ static void check_wsum_of(const struct m2n__kernels *table, enum m2n_dtype dtype
 {
 	const struct m2n__kernels *scalar = m2n__kernels_select("scalar");
 	size_t bytes = n_values * m2n__dtype_bytes(dtype), to = next_random() % 64;
-	const void *x[MAX_ROWS], *residual = flags & 1 ? source[MAX_ROWS] + next_random() % 64 : NULL;
+	const void *x[MAX_ROWS],
+		*residual = flags & 1 ? source[MAX_ROWS] + next_random() % 64 : NULL;
 	float w[MAX_ROWS];
 
 	/* Every other time values begin cache lines. */
@@ -249,8 +250,8 @@ static void check_wsum(const struct m2n__kernels *table)
 		for (unsigned i = 0; (n_values = size_at(i)) != SIZE_MAX; i++)
 			for (unsigned j = 0; j < LENGTH(ns) * 8; j++)
 				if (n_values < 200 || ns[j / 8] < 64 || j % 8 > 5)
-					check_wsum_of(table, dtypes[c / 3], n_values, ns[j / 8],
-						j % 8);
+					check_wsum_of(
+						table, dtypes[c / 3], n_values, ns[j / 8], j % 8);
 	}
 }
 
@@ -336,7 +337,8 @@ static void check_fp8(const struct m2n__kernels *table)
 
 static void check_every_code(const struct m2n__kernels *table)
 {
-	static const float scales[] = {1.0f, 0.3f, 1e-38f, 1e-44f, 1e36f, 3e38f, 0.0f, INFINITY, NAN};
+	static const float scales[] = {
+		1.0f, 0.3f, 1e-38f, 1e-44f, 1e36f, 3e38f, 0.0f, INFINITY, NAN};
 	const struct m2n__kernels *scalar = m2n__kernels_select("scalar");
 	uint8_t codes[256];
 
@@ -351,11 +353,11 @@ static void check_every_code(const struct m2n__kernels *table)
 	}
 }
 
-#define TEST(name) \
-	static void test_##name(void **state) \
-	{ \
-		(void)state; \
-		for_each_table(check_##name); \
+#define TEST(name)                                                                                 \
+	static void test_##name(void **state)                                                      \
+	{                                                                                          \
+		(void)state;                                                                       \
+		for_each_table(check_##name);                                                      \
 	}
 TEST(copies)
 TEST(scatter)

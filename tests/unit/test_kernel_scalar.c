@@ -189,7 +189,8 @@ static void fp8_is_the_nearest_of_its_values(void **state)
 
 		random = random * 1664525 + 1013904223;
 		/* Exponents from 2^-13, half the smallest value and less, to 2^11, beyond 448. */
-		value = ldexpf((float)(random >> 8) * 0x1p-24f + 1.0f, (int)(random >> 3) % 24 - 13);
+		value = ldexpf(
+			(float)(random >> 8) * 0x1p-24f + 1.0f, (int)(random >> 3) % 24 - 13);
 		if (random & 4)
 			value = -value;
 		assert_int_equal(fp8_from_f32(value), nearest_fp8(value));
@@ -274,11 +275,11 @@ static void cast_fp8_by_hand(void **state)
 	float scales[2];
 
 	(void)state;
-	src[0] = 0x4360;  /* 224 */
-	src[1] = 0xc2e0;  /* -112 */
-	src[2] = 0x7fc0;  /* NaN */
-	src[3] = 0xff80;  /* -infinity */
-	src[4] = 0x8000;  /* -0 */
+	src[0] = 0x4360; /* 224 */
+	src[1] = 0xc2e0; /* -112 */
+	src[2] = 0x7fc0; /* NaN */
+	src[3] = 0xff80; /* -infinity */
+	src[4] = 0x8000; /* -0 */
 	src[199] = 0x8000;
 	k->cast_fp8(codes, scales, src, 200);
 	assert_true(scales[0] == 0.5f); /* 224/448: the infinity does not count */
