@@ -110,9 +110,9 @@ M2N_API int m2n_channel_query(struct m2n_channel *channel, struct m2n_channel_at
 /*
  * Switches the expert map from round `first_round` on. Every rank of the channel calls it with an
  * equal map before its part in that round; a rank that did not is found by the digest in the
- * header (M2N_ERR_MAP). Two maps (the one in force and one to come) can be pending.
+ * header (M2N_ERR_MAP). Maps are set in the order of their rounds; several may be to come.
  * 0; -EINVAL (experts or ranks differ from the channel's, more instances than it has room for,
- * round already begun); -EBUSY.
+ * round already begun); -EBUSY (a map for this round or a later one was set already).
  */
 M2N_API int m2n_channel_set_map(struct m2n_channel *channel, const struct m2n_map *map,
 	uint64_t first_round);

@@ -94,9 +94,10 @@ struct m2n_dispatch_recv_params {
 
 /*
  * Receives the next round: waits for every source of the mask. Up to `depth` batches may be held.
- * Returns 0; M2N_PARTIAL (a source was lost: batch->missing, the text names it); -EAGAIN;
- * -ETIMEDOUT (sources, round, in the text); M2N_ERR_PROTOCOL; M2N_ERR_MAP; M2N_ERR_CAPACITY
- * (exact placement); -EBUSY (depth batches held). `*batch` untouched on failure.
+ * Returns 0; M2N_PARTIAL (a source was lost, sent what makes no sense and was dropped, or, with
+ * exact placement, had more rows than there is room for: batch->missing, the text names it);
+ * -EAGAIN; -ETIMEDOUT (sources, round, in the text); M2N_ERR_MAP; -EBUSY (depth batches held).
+ * `*batch` untouched on failure.
  */
 M2N_API int m2n_dispatch_recv(struct m2n_channel *channel,
 	const struct m2n_dispatch_recv_params *params, const struct m2n_batch **batch);
@@ -147,8 +148,9 @@ struct m2n_combine_recv_params {
  * Receives the replies of a round and sums them in (token, k) order: out is bit-identical across
  * backends, ranks and depths. Ends the round: its slot may be used again.
  * Returns 0; M2N_PARTIAL (rows are missing because an expert rank was lost: `missing` says whose,
- * the text names the rank; out holds the sum of what came); -EAGAIN; -ETIMEDOUT; -EINVAL;
- * M2N_ERR_PROTOCOL.
+ * the text names the rank; out holds the sum of what came; also with exact placement, overflow
+ * DROP and an expert rank without room); M2N_ERR_CAPACITY (the same with overflow ERROR; the
+ * round is ended, out is not written); -EAGAIN; -ETIMEDOUT; -EINVAL.
  */
 M2N_API int m2n_combine_recv(struct m2n_channel *channel,
 	const struct m2n_combine_recv_params *params);

@@ -18,8 +18,6 @@
 #include "util/error.h"
 #include "util/time.h"
 
-extern char **environ;
-
 int m2n__params_read(void *copy, size_t copy_bytes, const void *init, const void *params,
 	const char *what)
 {
@@ -211,7 +209,7 @@ int m2n_ctx_open(const struct m2n_ctx_params *params, struct m2n_ctx **ctx_out)
 	pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
 	pthread_mutex_init(&ctx->lock, &recursive);
 	pthread_mutexattr_destroy(&recursive);
-	rc = m2n__options_parse(&ctx->options, p.backend, p.options, environ, m2n__getenv, NULL,
+	rc = m2n__options_parse(&ctx->options, p.backend, p.options, m2n__environment(), m2n__getenv, NULL,
 		warning, sizeof(warning));
 	if (!rc) {
 		ctx->log.sink = p.log;

@@ -50,11 +50,6 @@ struct m2n__conn {
 	size_t out_bytes, out_room;
 };
 
-uint64_t m2n__conn_id(const struct m2n__conn *conn)
-{
-	return conn->id;
-}
-
 static void watch(struct m2n__conn *conn, int op)
 {
 	struct epoll_event event = {.data.ptr = conn};
@@ -151,8 +146,8 @@ void m2n__conn_end(struct m2n__conn *conn, int linger)
 int m2n__conn_lingers(struct m2n_group *group, uint64_t id)
 {
 	for (struct m2n__conn *conn = group->conns; conn; conn = conn->next)
-		if (conn->id == id)
-			return conn->state == LINGERING && !conn->peer_ended;
+		if (conn->id <= id && conn->state == LINGERING && !conn->peer_ended)
+			return 1;
 	return 0;
 }
 

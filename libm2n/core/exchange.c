@@ -205,10 +205,7 @@ int m2n_exchange_flush(struct m2n_exchange *x, int peer, int64_t timeout_ns)
 
 static int complete(const struct m2n_exchange *x, const struct m2n__rx *rx, uint32_t slot)
 {
-	if (!m2n__rx_ready(x, rx, slot, rx->seq))
-		return 0;
-	return rx->mapped || m2n__rx_body_ready(x, rx, slot, rx->seq,
-				     m2n__rx_head(x, rx, slot)->n_body_puts);
+	return m2n__rx_ready(x, rx, slot, rx->seq) && m2n__rx_whole(x, rx, slot);
 }
 
 int m2n_exchange_get(struct m2n_exchange *x, int peer, int64_t timeout_ns, const void **data,
@@ -243,7 +240,7 @@ int m2n_exchange_get(struct m2n_exchange *x, int peer, int64_t timeout_ns, const
 	if (head->bytes > x->spec.slot_bytes)
 		return m2n__error(M2N_ERR_PROTOCOL, "%s: rank %d says %lu bytes, max_bytes is %zu",
 			x->title, peer, (unsigned long)head->bytes, x->spec.slot_bytes);
-	m2n__rx_take(x, rx, slot, rx->mapped ? 0 : head->n_body_puts);
+	m2n__rx_take(x, rx, slot, 1);
 	rx->held = 1;
 	*data = (const uint8_t *)head + sizeof(*head);
 	*bytes = head->bytes;

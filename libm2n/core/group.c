@@ -151,7 +151,6 @@ void m2n__peer_lost(struct m2n__peer *peer, enum m2n_peer_state state, const cha
 	m2n__log(&group->ctx->log, state == M2N_PEER_LOST ? M2N_LOG_WARN : M2N_LOG_DEBUG,
 		"rank %d: peer %d is %s: %s", group->rank, peer->rank,
 		state == M2N_PEER_LOST ? "lost" : "gone", peer->reason);
-	peer->linger_id = peer->conn ? m2n__conn_id(peer->conn) : 0;
 	if (peer->conn)
 		m2n__conn_end(peer->conn, state == M2N_PEER_LOST);
 	if (peer->same_host && peer->rank != group->rank)

@@ -32,7 +32,6 @@ struct m2n__peer {
 	char reason[128];
 	uint64_t incarnation; /* of the process that is or was there; 0: none yet */
 	struct m2n__conn *conn;
-	uint64_t linger_id; /* of the last connection, while the lost process may still write; 0 */
 	struct m2n__ep *ep;
 	unsigned backend; /* index in the context */
 	int same_host;
@@ -98,9 +97,8 @@ int m2n__control_dial(struct m2n__peer *peer, const struct m2n__record *record);
 int m2n__control_poll(struct m2n_group *group);
 /* Ends a connection. With `linger` it stays half open until the peer's end was seen. */
 void m2n__conn_end(struct m2n__conn *conn, int linger);
-/* Is a connection that lingers still waiting for the peer's end? */
+/* Does a connection up to number `id` still wait for the end of a peer that we gave up? */
 int m2n__conn_lingers(struct m2n_group *group, uint64_t id);
-uint64_t m2n__conn_id(const struct m2n__conn *conn);
 void m2n__conn_send(struct m2n__conn *conn, enum m2n__frame_type type, const void *body,
 	size_t bytes);
 

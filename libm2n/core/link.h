@@ -143,7 +143,7 @@ static inline int m2n__rx_ready(const struct m2n_exchange *x, const struct m2n__
 {
 	struct m2n__slot_head *head = m2n__rx_head(x, rx, slot);
 
-	/* A1: pairs with R1 in m2n__tx_post(). */
+	/* A1: pairs with R1 in m2n__tx_signal(). */
 	if (rx->mapped)
 		return atomic_load_explicit(&head->signal, memory_order_acquire) == round + 1;
 	/* A2: pairs with the backend's release of the signal word. */
@@ -152,21 +152,37 @@ static inline int m2n__rx_ready(const struct m2n_exchange *x, const struct m2n__
 	       atomic_load_explicit(&head->signal, memory_order_relaxed) == round + 1;
 }
 
-/* Has the body, n_puts signalled transfers, arrived too? */
-static inline int m2n__rx_body_ready(const struct m2n_exchange *x, const struct m2n__rx *rx,
-	uint32_t slot, uint64_t round, uint32_t n_puts)
+/*
+ * Messaging, after m2n__rx_ready(): have all transfers that the head counts arrived? With mapped
+ * peers the signal comes last, so they have.
+ */
+static inline int m2n__rx_whole(const struct m2n_exchange *x, const struct m2n__rx *rx,
+	uint32_t slot)
 {
-	struct m2n__slot_head *head = m2n__rx_head(x, rx, slot);
+	return rx->mapped ||
+	       atomic_load_explicit(&x->ctx->signals[rx->signal0 + 2 * slot + 1],
+		       memory_order_acquire) - rx->body_seen[slot] >=
+		       m2n__rx_head(x, rx, slot)->n_body_puts;
+}
 
-	/* A3: pairs with R2 in m2n__tx_post_body(). */
+/*
+ * Exact placement: has the body of a round whose head came before arrived? Mapped: its own word.
+ * Messaging: a second signal of the head's word says that n_body_puts is final.
+ */
+static inline int m2n__rx_body_ready(const struct m2n_exchange *x, const struct m2n__rx *rx,
+	uint32_t slot, uint64_t round)
+{
+	/* A3: pairs with R3 in m2n__tx_body_signal(). */
 	if (rx->mapped)
-		return atomic_load_explicit(&head->body, memory_order_acquire) == round + 1;
-	return atomic_load_explicit(&x->ctx->signals[rx->signal0 + 2 * slot + 1],
-		       memory_order_acquire) - rx->body_seen[slot] >= n_puts;
+		return atomic_load_explicit(&m2n__rx_head(x, rx, slot)->body,
+			       memory_order_acquire) == round + 1;
+	return atomic_load_explicit(&x->ctx->signals[rx->signal0 + 2 * slot],
+		       memory_order_acquire) - rx->head_seen[slot] >= 2 &&
+	       m2n__rx_whole(x, rx, slot);
 }
 
 /* Takes the signals of a round that is complete; the slot still holds its bytes. */
-void m2n__rx_take(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint32_t n_body_puts);
+void m2n__rx_take(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint32_t n_heads);
 /* Explicit credit: the slot may be written again. */
 void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint64_t round);
 
@@ -205,18 +221,22 @@ static inline int m2n__rx_up(const struct m2n__rx *rx)
 	return atomic_load_explicit(&rx->up, memory_order_acquire);
 }
 
+static inline struct m2n__slot_head *m2n__tx_head(const struct m2n_exchange *x,
+	const struct m2n__tx *tx, uint32_t slot)
+{
+	return (struct m2n__slot_head *)(tx->slots + slot * x->stride);
+}
+
 /*
- * Publishes the head of a round for a mapped peer; payload and other fields of `head` were
+ * Publishes the head of a round for a mapped peer; payload and other fields of the head were
  * written before. Does not wake the peer: m2n__tx_notify() does.
  */
 static inline void m2n__tx_signal(const struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot,
 	uint64_t round)
 {
-	struct m2n__slot_head *head = (struct m2n__slot_head *)(tx->slots + slot * x->stride);
-
 	tx->sent[slot] = round + 1;
 	/* R1: payload and fields before the signal, pairs with A1. */
-	atomic_store_explicit(&head->signal, round + 1, memory_order_release);
+	atomic_store_explicit(&m2n__tx_head(x, tx, slot)->signal, round + 1, memory_order_release);
 }
 
 /*
@@ -229,6 +249,9 @@ int m2n__tx_put_slot(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, 
 /* Messaging: writes the joined pieces to the peer's region; adds the number of transfers. */
 int m2n__tx_put_region(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, size_t offset,
 	const struct m2n_iov *iov, size_t n_iov, uint32_t *n_puts);
+/* Exact placement: the body of the round is complete; messaging: n_puts transfers made it. */
+int m2n__tx_body_signal(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round,
+	uint32_t n_puts);
 /* Payload staging of a slot (messaging): stage_bytes behind a staged head. */
 uint8_t *m2n__tx_stage(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot);
 

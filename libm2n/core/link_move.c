@@ -11,13 +11,12 @@
 
 #define PUT_PATIENCE_NS INT64_C(10000000000)
 
-void m2n__rx_take(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint32_t n_body_puts)
+void m2n__rx_take(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint32_t n_heads)
 {
-	(void)x;
 	if (rx->mapped)
 		return;
-	rx->head_seen[slot]++;
-	rx->body_seen[slot] += n_body_puts;
+	rx->head_seen[slot] += n_heads;
+	rx->body_seen[slot] += m2n__rx_head(x, rx, slot)->n_body_puts;
 }
 
 uint8_t *m2n__tx_stage(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot)
@@ -103,6 +102,30 @@ int m2n__tx_put_slot(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, 
 	tx->sent[slot] = round + 1;
 	m2n__tally_add(&tx->tally.n_puts, 1);
 	return 0;
+}
+
+int m2n__tx_body_signal(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round,
+	uint32_t n_puts)
+{
+	size_t at = slot * x->stride + offsetof(struct m2n__slot_head, n_body_puts);
+	struct m2n__slot_head *staged;
+	struct m2n_iov iov;
+	struct m2n__put p = {&iov, NULL, 1, tx->slots_rmem, at, tx->signal0 + 2 * slot};
+	int rc;
+
+	if (tx->slots) {
+		/* R3: the body before its word, pairs with A3. */
+		atomic_store_explicit(&m2n__tx_head(x, tx, slot)->body, round + 1,
+			memory_order_release);
+		return 0;
+	}
+	staged = (struct m2n__slot_head *)(m2n__tx_stage(x, tx, slot) - sizeof(*staged));
+	staged->n_body_puts = n_puts;
+	iov = (struct m2n_iov){&staged->n_body_puts, sizeof(staged->n_body_puts)};
+	rc = put(x, tx->ep, &p);
+	if (!rc)
+		m2n__tally_add(&tx->tally.n_puts, 1);
+	return rc;
 }
 
 void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint64_t round)

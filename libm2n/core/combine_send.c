@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Expert side of the way back: output rows to the sinks, each source's in the order of its rows,
+ * at the place its head named. A reply of no rows is still sent to a source that is its own sink:
+ * it is the credit of its slot.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "core/channel.h"
+#include "util/error.h"
+
+struct reply {
+	struct m2n_channel *ch;
+	struct m2n__batch *b;
+	const uint8_t *rows;
+	size_t stride;
+	uint32_t round_slot;
+};
+
+static uint32_t reply_slot(const struct m2n_channel *ch, uint32_t round_slot, uint32_t source)
+{
+	return ch->own_sinks ? round_slot : round_slot * (uint32_t)ch->p.n_sources + source;
+}
+
+/* The rows of one (local expert, source) cell, as the caller laid them out. */
+static const uint8_t *cell_rows(const struct reply *r, uint32_t cell)
+{
+	return r->rows + r->b->first[cell] * r->stride;
+}
+
+/* Copies one source's output rows to dst, dense. */
+static void store_rows(const struct reply *r, uint32_t source, uint8_t *dst)
+{
+	const struct m2n_channel *ch = r->ch;
+	size_t bytes = ch->p.out_row_bytes;
+	int stream = r->b->shares[source].n_rows * bytes > ch->ctx->options.nt_bytes;
+
+	for (uint32_t e = 0; e < r->b->n_local; e++) {
+		uint32_t cell = e * (uint32_t)ch->p.n_sources + source, n = r->b->counts[cell];
+		const uint8_t *src = cell_rows(r, cell);
+
+		if (r->stride == bytes) {
+			m2n__move(ch, stream, dst, src, n * bytes);
+			dst += n * bytes;
+			continue;
+		}
+		for (uint32_t i = 0; i < n; i++, dst += bytes, src += r->stride)
+			m2n__move(ch, stream, dst, src, bytes);
+	}
+	if (stream)
+		ch->ctx->kernels->fence();
+}
+
+/* Rows of each unique row, in row order: CSR in ch->reduce_first, reduce_row (batch rows). */
+static void index_unique(const struct reply *r, uint32_t source, const uint32_t *index)
+{
+	struct m2n_channel *ch = r->ch;
+	uint32_t *first = ch->reduce_first, n_sent = r->b->shares[source].n_sent;
+	uint32_t n_rows = r->b->shares[source].n_rows;
+
+	memset(first, 0, (n_sent + 2) * sizeof(*first));
+	for (uint32_t i = 0; i < n_rows; i++)
+		first[index[i] + 2]++;
+	for (uint32_t u = 0; u < n_sent; u++)
+		first[u + 2] += first[u + 1];
+	for (uint32_t i = 0; i < n_rows; i++)
+		ch->reduce_row[first[index[i] + 1]++] = i;
+}
+
+/* reduce_at_expert: one sum per travelling row, weights as they came, in row order. */
+static void reduce_rows(const struct reply *r, uint32_t source, uint8_t *dst)
+{
+	struct m2n_channel *ch = r->ch;
+	const struct m2n__share *share = &r->b->shares[source];
+	uint32_t n_sources = (uint32_t)ch->p.n_sources;
+	const float *all_weights;
+	const uint32_t *index;
+	struct m2n__layout l;
+
+	m2n__layout(ch, r->b->n_local, share->n_rows, share->n_sent, &l);
+	index = (const uint32_t *)(share->payload + l.index);
+	all_weights = (const float *)(share->payload + l.weights);
+	index_unique(r, source, index);
+	for (uint32_t u = 0; u < share->n_sent; u++, dst += ch->p.out_row_bytes) {
+		const void *rows[M2N__MAX_TOP_K];
+		float weights[M2N__MAX_TOP_K];
+		uint32_t n = 0, e = 0, before = 0;
+
+		for (uint32_t k = ch->reduce_first[u]; k < ch->reduce_first[u + 1]; k++) {
+			uint32_t row = ch->reduce_row[k];
+
+			while (row >= before + r->b->counts[e * n_sources + source])
+				before += r->b->counts[e++ * n_sources + source];
+			if (n == M2N__MAX_TOP_K)
+				break; /* a peer's index may lie; no token has more */
+			rows[n] = cell_rows(r, e * n_sources + source) + (row - before) * r->stride;
+			weights[n++] = all_weights[row];
+		}
+		ch->ctx->kernels->wsum[ch->p.dtype](dst, NULL, rows, weights, n, ch->n_values, 0);
+	}
+}
+
+static uint32_t n_reply_rows(const struct m2n_channel *ch, const struct m2n__share *share)
+{
+	return ch->p.reduce_at_expert ? share->n_sent : share->n_rows;
+}
+
+/* Pieces of a gather list: each cell's rows are neighbours when the caller's rows are dense. */
+static size_t gather_rows(const struct reply *r, uint32_t source, struct m2n_iov *iov)
+{
+	const struct m2n_channel *ch = r->ch;
+	size_t bytes = ch->p.out_row_bytes, n = 0;
+
+	for (uint32_t e = 0; e < r->b->n_local; e++) {
+		uint32_t cell = e * (uint32_t)ch->p.n_sources + source, count = r->b->counts[cell];
+		const uint8_t *src = cell_rows(r, cell);
+
+		if (count && r->stride == bytes)
+			iov[n++] = (struct m2n_iov){src, count * bytes};
+		else
+			for (uint32_t i = 0; i < count; i++, src += r->stride)
+				iov[n++] = (struct m2n_iov){src, bytes};
+	}
+	return n;
+}
+
+/* Messaging with sums, or with rows that are not dense: staging first. */
+static int put_rows(const struct reply *r, struct m2n__tx *tx, uint32_t source, uint32_t slot,
+	size_t place, uint32_t *n_puts)
+{
+	struct m2n_channel *ch = r->ch;
+	const struct m2n__share *share = &r->b->shares[source];
+	size_t bytes = n_reply_rows(ch, share) * ch->p.out_row_bytes;
+	struct m2n_iov one;
+	uint8_t *made;
+
+	if (!bytes)
+		return 0;
+	if (!ch->p.reduce_at_expert && r->stride == ch->p.out_row_bytes)
+		return m2n__tx_put_region(ch->reply, tx, slot, place, ch->iov,
+			gather_rows(r, source, ch->iov), n_puts);
+	made = m2n__replies_staging(ch, r->round_slot, source);
+	if (!made)
+		return m2n__error(-ENOMEM, "%s: no memory to stage replies", ch->title);
+	if (ch->p.reduce_at_expert)
+		reduce_rows(r, source, made);
+	else
+		store_rows(r, source, made);
+	m2n__tally_add(&tx->tally.staged_bytes, bytes);
+	one = (struct m2n_iov){made, bytes};
+	return m2n__tx_put_region(ch->reply, tx, slot, place, &one, 1, n_puts);
+}
+
+static int send_reply(const struct reply *r, uint32_t source)
+{
+	struct m2n_channel *ch = r->ch;
+	const struct m2n__share *share = &r->b->shares[source];
+	struct m2n_exchange *x = ch->reply;
+	struct m2n__tx *tx = &x->tx[ch->own_sinks ? source : share->sink];
+	uint32_t slot = reply_slot(ch, r->round_slot, source), n_puts = 0;
+	struct m2n__slot_head staged = {0}, *head = tx->slots ? m2n__tx_head(x, tx, slot) : &staged;
+	int refused = share->state == SHARE_REFUSED, rc = 0;
+	size_t place = share->place;
+
+	if (!ch->own_sinks)
+		place += slot * x->spec.region_bytes;
+	if (!refused && tx->slots && ch->p.reduce_at_expert)
+		reduce_rows(r, source, tx->region + place);
+	else if (!refused && tx->slots)
+		store_rows(r, source, tx->region + place);
+	else if (!refused)
+		rc = put_rows(r, tx, source, slot, place, &n_puts);
+	if (rc)
+		return rc;
+	head->n_rows = refused ? 0 : n_reply_rows(ch, share);
+	head->flags = refused ? M2N__SLOT_REFUSED : 0;
+	head->bytes = 0;
+	head->n_body_puts = n_puts;
+	if (tx->slots)
+		m2n__tx_signal(x, tx, slot, r->b->pub.round);
+	else
+		rc = m2n__tx_put_slot(x, tx, slot, r->b->pub.round, head, NULL, 0);
+	m2n__tally_add(&tx->tally.n_rounds, 1);
+	m2n__tally_add(&tx->tally.n_rows, head->n_rows);
+	m2n__tally_add(&tx->tally.bytes, head->n_rows * (uint64_t)ch->p.out_row_bytes);
+	m2n__tx_notify(tx);
+	return rc;
+}
+
+static int wants_reply(const struct m2n_channel *ch, const struct m2n__share *share)
+{
+	if (share->state != SHARE_PRESENT && share->state != SHARE_REFUSED)
+		return 0;
+	return ch->own_sinks || share->n_rows;
+}
+
+static struct m2n__tx *sink_of(const struct m2n_channel *ch, const struct m2n__batch *b,
+	uint32_t source)
+{
+	return &ch->reply->tx[ch->own_sinks ? source : b->shares[source].sink];
+}
+
+/* Sinks that are not the sources must have given their slots back. */
+static int wait_credits(struct m2n_channel *ch, struct m2n__batch *b, uint32_t round_slot,
+	int64_t timeout_ns)
+{
+	struct m2n__wait w;
+	uint32_t i = 0;
+	int rc = 0;
+
+	m2n__wait_begin(&w, ch->ctx, timeout_ns);
+	while (i < ch->p.n_sources && !rc) {
+		struct m2n__tx *tx = sink_of(ch, b, i);
+
+		if (!wants_reply(ch, &b->shares[i]) || !m2n__tx_up(tx) ||
+			m2n__tx_free(ch->reply, tx, reply_slot(ch, round_slot, i)))
+			i++;
+		else
+			rc = m2n__wait_step(&w);
+	}
+	m2n__wait_end(&w);
+	return rc == -ETIMEDOUT ? m2n__error(rc, "%s: round %lu: rank %d has not taken earlier replies",
+					 ch->title, (unsigned long)b->pub.round,
+					 sink_of(ch, b, i)->peer->rank)
+				: rc;
+}
+
+static int reply_all(const struct reply *r)
+{
+	struct m2n_channel *ch = r->ch;
+	int rc = 0;
+
+	m2n__exchange_enter(ch->reply);
+	for (uint32_t i = 0; i < ch->p.n_sources; i++) {
+		struct m2n__tx *tx = sink_of(ch, r->b, i);
+
+		if (!wants_reply(ch, &r->b->shares[i]))
+			continue;
+		if (!m2n__tx_up(tx))
+			rc = m2n__error(M2N_PARTIAL, "%s: round %lu: rank %d is lost: %s", ch->title,
+				(unsigned long)r->b->pub.round, tx->peer->rank,
+				tx->peer->reason[0] ? tx->peer->reason : "it closed its side");
+		else if (send_reply(r, i))
+			rc = M2N_PARTIAL;
+	}
+	m2n__exchange_exit(ch->reply);
+	if (ch->own_sinks)
+		return rc;
+	m2n__exchange_enter(ch->dispatch);
+	for (uint32_t i = 0; i < ch->p.n_sources; i++) /* the dispatch slots go back by themselves */
+		if (r->b->shares[i].state == SHARE_PRESENT || r->b->shares[i].state == SHARE_REFUSED)
+			m2n__rx_credit(ch->dispatch, &ch->dispatch->rx[i], r->round_slot,
+				r->b->pub.round);
+	m2n__exchange_exit(ch->dispatch);
+	return rc;
+}
+
+int m2n_combine_send(struct m2n_channel *ch, const struct m2n_combine_send_params *params)
+{
+	static const struct m2n_combine_send_params init = M2N_COMBINE_SEND_PARAMS_INIT;
+	struct m2n_combine_send_params p;
+	struct m2n__batch *b = NULL;
+	struct reply r;
+	uint32_t slot;
+	int rc = m2n__params_read(&p, sizeof(p), &init, params, "m2n_combine_send_params");
+
+	if (rc)
+		return rc;
+	if (!ch || ch->self_expert < 0 || !p.batch)
+		return m2n__error(-EINVAL, "m2n_combine_send: %s", ch && ch->self_expert >= 0
+			? "batch is NULL" : "not an expert rank of a channel");
+	for (slot = 0; slot < ch->p.depth && &ch->batches[slot].pub != p.batch; slot++)
+		;
+	if (slot < ch->p.depth)
+		b = &ch->batches[slot];
+	if (!b || !b->held || !b->pub.segments)
+		return m2n__error(-EINVAL, "%s: combine_send: the batch is not held", ch->title);
+	if (b->pub.n_rows && !p.rows)
+		return m2n__error(-EINVAL, "%s: combine_send: rows is NULL", ch->title);
+	if (p.row_stride && p.row_stride < ch->p.out_row_bytes)
+		return m2n__error(-EINVAL, "%s: combine_send: row_stride %zu, at least %zu", ch->title,
+			p.row_stride, ch->p.out_row_bytes);
+	if (p.stream)
+		return m2n__error(-ENOTSUP, "%s: stream: this build has no GPU path", ch->title);
+	rc = ch->own_sinks ? 0 : wait_credits(ch, b, slot, p.timeout_ns);
+	if (rc)
+		return rc;
+	r = (struct reply){ch, b, p.rows, p.row_stride ? p.row_stride : ch->p.out_row_bytes, slot};
+	rc = reply_all(&r);
+	b->held = 0;
+	b->pub.segments = NULL;
+	return rc;
+}
+
+int m2n_reply_wait(struct m2n_channel *ch, int64_t timeout_ns)
+{
+	int rc = 0, partial = 0;
+
+	if (!ch || ch->self_expert < 0)
+		return m2n__error(-EINVAL, "m2n_reply_wait: not an expert rank of this channel");
+	for (size_t i = 0; i < ch->reply->n_tx && !rc; i++) {
+		rc = m2n__tx_flush(ch->reply, &ch->reply->tx[i], timeout_ns);
+		if (rc == M2N_ERR_PEER_LOST) {
+			rc = 0;
+			partial = M2N_PARTIAL;
+		}
+	}
+	return rc ? rc : partial;
+}

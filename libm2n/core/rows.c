@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Rows on their way out. A travelling row is a token's row (with dedup once per rank, else once
+ * per routed pair); `made` rows are those that have to be computed first: a cast to fp8, or a
+ * weight per pair.
+ */
+#include "core/rows.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct row {
+	const uint8_t *bytes;
+	const uint8_t *scales;
+};
+
+/* The bytes of token `token` for routed pair `pair`, made in `room` if they must be. */
+static struct row get_row(struct m2n_channel *ch, const struct m2n__open *open, uint32_t token,
+	uint32_t pair, uint8_t *room, uint8_t *scale_room)
+{
+	const struct m2n_dispatch_send_params *p = &open->send;
+	const struct m2n__kernels *kernels = ch->ctx->kernels;
+	size_t stride = p->row_stride ? p->row_stride
+			: ch->p.cast  ? 2 * ch->p.row_bytes
+				      : ch->p.row_bytes;
+	const uint8_t *src = (const uint8_t *)p->rows + token * stride;
+	struct row row = {src, NULL};
+
+	if (ch->p.cast) {
+		kernels->cast_fp8(room, (float *)scale_room, (const uint16_t *)src, ch->p.row_bytes);
+		return (struct row){room, scale_room};
+	}
+	if (ch->p.scale_bytes)
+		row.scales = (const uint8_t *)p->scales +
+			     token * (p->scale_stride ? p->scale_stride : ch->p.scale_bytes);
+	if (p->row_weights) {
+		kernels->scale[ch->p.dtype](room, src, p->row_weights[pair],
+			ch->p.row_bytes / m2n__dtype_bytes(ch->p.dtype));
+		row.bytes = room;
+	}
+	return row;
+}
+
+static int streams(const struct m2n_channel *ch, size_t n_rows)
+{
+	return n_rows * ch->p.row_bytes > ch->ctx->options.nt_bytes;
+}
+
+void m2n__rows_store_range(struct m2n_channel *ch, const struct m2n__open *open, uint32_t first,
+	uint32_t end, uint8_t *rows, uint8_t *scales)
+{
+	const struct m2n_plan *plan = open->send.plan;
+	int stream = streams(ch, end - first);
+
+	for (uint32_t u = first; u < end; u++) {
+		uint32_t pair = ch->p.dedup ? 0 : plan->row_pair[u];
+		struct row row = get_row(ch, open, plan->unique_token[u], pair, ch->scratch,
+			ch->scratch_scales);
+
+		m2n__move(ch, stream, rows, row.bytes, ch->p.row_bytes);
+		rows += ch->p.row_bytes;
+		if (row.scales) {
+			memcpy(scales, row.scales, ch->p.scale_bytes);
+			scales += ch->p.scale_bytes;
+		}
+	}
+	if (stream)
+		ch->ctx->kernels->fence();
+}
+
+/* One row to all ranks that want it: read once. */
+static void store_token(struct m2n_channel *ch, const struct m2n__open *open, uint32_t token,
+	int stream)
+{
+	const struct m2n_plan *plan = open->send.plan;
+	uint32_t top_k = ch->p.top_k, pair0 = token * top_k, n = 0;
+	void *dst[M2N__MAX_TOP_K];
+	struct row row = {NULL, NULL};
+
+	for (uint32_t pair = pair0; pair < pair0 + top_k; pair++) {
+		int32_t r = plan->pair_row[pair];
+		uint32_t j = r < 0 ? 0 : plan->pair_rank[pair], at;
+
+		if (r < 0 || !ch->row_base[j])
+			continue;
+		at = (uint32_t)r - plan->rank_first[j];
+		if (!row.bytes || open->send.row_weights)
+			row = get_row(ch, open, token, pair, ch->scratch, ch->scratch_scales);
+		if (row.scales)
+			memcpy(ch->scale_base[j] + at * ch->p.scale_bytes, row.scales,
+				ch->p.scale_bytes);
+		dst[n] = ch->row_base[j] + (size_t)at * ch->p.row_bytes;
+		if (open->send.row_weights)
+			m2n__move(ch, stream, dst[n], row.bytes, ch->p.row_bytes);
+		else
+			n++;
+	}
+	if (n && stream)
+		ch->ctx->kernels->scatter(dst, n, row.bytes, ch->p.row_bytes);
+	for (uint32_t i = 0; !stream && i < n; i++)
+		ch->ctx->kernels->copy(dst[i], row.bytes, ch->p.row_bytes);
+}
+
+void m2n__rows_store(struct m2n_channel *ch, const struct m2n__open *open)
+{
+	const struct m2n_plan *plan = open->send.plan;
+	int stream = streams(ch, plan->n_unique);
+
+	if (ch->p.dedup) {
+		for (uint32_t j = 0; j < ch->dispatch->n_tx; j++)
+			if (ch->row_base[j])
+				m2n__rows_store_range(ch, open, plan->unique_first[j],
+					plan->unique_first[j + 1], ch->row_base[j], ch->scale_base[j]);
+		return;
+	}
+	for (uint32_t t = 0; t < plan->n_tokens; t++)
+		store_token(ch, open, t, stream);
+	if (stream)
+		ch->ctx->kernels->fence();
+}
+
+/* Staging for rows that must be made: allocated when the first such round goes by messages. */
+static uint8_t *made_room(struct m2n_channel *ch, uint32_t slot)
+{
+	size_t pairs = (size_t)ch->p.max_tokens * ch->p.top_k;
+
+	if (!ch->made_rows) {
+		ch->made_bytes = pairs * (ch->p.row_bytes + ch->p.scale_bytes);
+		ch->made_rows = malloc(ch->p.depth * ch->made_bytes);
+	}
+	return ch->made_rows ? ch->made_rows + slot * ch->made_bytes : NULL;
+}
+
+/* Adds a piece, joined to the last one where they are neighbours in memory. */
+static size_t add_piece(struct m2n_iov *iov, size_t n, size_t base, const void *bytes, size_t size)
+{
+	if (n > base && (const uint8_t *)iov[n - 1].base + iov[n - 1].bytes == bytes) {
+		iov[n - 1].bytes += size;
+		return n;
+	}
+	iov[n] = (struct m2n_iov){bytes, size};
+	return n + 1;
+}
+
+size_t m2n__rows_gather(struct m2n_channel *ch, const struct m2n__open *open, uint32_t slot,
+	uint32_t j, uint32_t first, uint32_t end, size_t scale_room, struct m2n_iov *iov, size_t n,
+	struct m2n__tx *tx)
+{
+	static const uint8_t zeros[M2N__CACHE_LINE];
+	const struct m2n_plan *plan = open->send.plan;
+	size_t row_bytes = ch->p.row_bytes, scale_bytes = ch->p.scale_bytes, base = n;
+	int made = ch->p.cast || open->send.row_weights;
+	uint8_t *room = made ? made_room(ch, slot) : NULL, *scales = room;
+	uint8_t *rows = room ? room + plan->n_unique * scale_bytes : NULL;
+	size_t used = (end - first) * scale_bytes;
+
+	(void)j;
+	if (made && !room)
+		return n; /* out of memory: the head says rows that do not come, the peer times out */
+	for (uint32_t u = first; made && u < end; u++) {
+		uint32_t pair = ch->p.dedup ? 0 : plan->row_pair[u];
+		uint8_t *row_at = rows + u * row_bytes, *scale_at = scales + u * scale_bytes;
+		struct row row = get_row(ch, open, plan->unique_token[u], pair, row_at, scale_at);
+
+		if (row.scales && row.scales != scale_at)
+			memcpy(scale_at, row.scales, scale_bytes);
+		m2n__tally_add(&tx->tally.staged_bytes, row_bytes + scale_bytes);
+	}
+	for (uint32_t u = first; scale_bytes && u < end; u++)
+		n = add_piece(iov, n, base, made ? scales + u * scale_bytes
+			: get_row(ch, open, plan->unique_token[u], 0, NULL, NULL).scales, scale_bytes);
+	if (used < scale_room) {
+		iov[n++] = (struct m2n_iov){zeros, scale_room - used};
+		base = n;
+	}
+	for (uint32_t u = first; u < end; u++)
+		n = add_piece(iov, n, base, made ? rows + u * row_bytes
+			: get_row(ch, open, plan->unique_token[u], 0, NULL, NULL).bytes, row_bytes);
+	return n;
+}
