@@ -6,6 +6,7 @@
  */
 #include "bootstrap/auth.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include <sodium.h>
@@ -18,12 +19,30 @@ _Static_assert(M2N__AUTH_PROOF_BYTES == crypto_auth_BYTES, "proof size of crypto
 static const char key_label[] = "libm2n shared secret, 1";
 static const char proof_label[] = "libm2n proof, 1";
 
+/*
+ * sodium_init() takes a lock each time, and a process forked while another thread holds it waits
+ * for ever. So it is called until it succeeded once, and no more.
+ */
+int m2n__auth_init(void)
+{
+	static _Atomic int ready;
+
+	/* A1: what sodium_init() wrote; pairs with R1. */
+	if (atomic_load_explicit(&ready, memory_order_acquire))
+		return 0;
+	if (sodium_init() < 0)
+		return m2n__error(M2N_ERR_AUTH, "libsodium cannot be initialised");
+	/* R1: pairs with A1. */
+	atomic_store_explicit(&ready, 1, memory_order_release);
+	return 0;
+}
+
 int m2n__auth_key_derive(const char *secret, struct m2n__auth_key *key)
 {
 	crypto_generichash_state hash;
 
-	if (sodium_init() < 0)
-		return m2n__error(M2N_ERR_AUTH, "libsodium cannot be initialised");
+	if (m2n__auth_init())
+		return M2N_ERR_AUTH;
 	if (!secret || !secret[0]) {
 		memset(key, 0, sizeof(*key));
 		return 0;
@@ -39,7 +58,7 @@ int m2n__auth_key_derive(const char *secret, struct m2n__auth_key *key)
 void m2n__auth_nonce(uint8_t nonce[M2N__AUTH_NONCE_BYTES])
 {
 	/* A failure here leaves libsodium's default generator, the kernel's. */
-	(void)(sodium_init() < 0);
+	(void)m2n__auth_init();
 	randombytes_buf(nonce, M2N__AUTH_NONCE_BYTES);
 }
 

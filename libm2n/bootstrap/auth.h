@@ -22,6 +22,11 @@ struct m2n__auth_key {
 
 enum m2n__auth_role { M2N__AUTH_CALLER = 1, M2N__AUTH_LISTENER = 2 };
 
+/*
+ * Makes libsodium ready, which the others do by themselves: for one that starts threads, so that
+ * no lock of libsodium's is held by them when the program forks. 0, or M2N_ERR_AUTH.
+ */
+int m2n__auth_init(void);
 /* Key of a secret; NULL or "" gives the zero key. 0, or M2N_ERR_AUTH when libsodium fails. */
 int m2n__auth_key_derive(const char *secret, struct m2n__auth_key *key);
 void m2n__auth_nonce(uint8_t nonce[M2N__AUTH_NONCE_BYTES]);

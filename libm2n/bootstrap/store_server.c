@@ -210,6 +210,9 @@ int m2n__store_server_start_tuned(const char *host, uint16_t port, const struct 
 	m2n__store_table_open(&s->shared.table, MAX_TABLE_BYTES);
 	if (key)
 		s->shared.key = *key;
+	status = m2n__auth_init();
+	if (status)
+		goto undo;
 	status = reserve(s);
 	if (status) {
 		m2n__error(status, "no memory for a store server");

@@ -24,8 +24,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "wire/wire.h"
+
 #define M2N__STORE_MAGIC UINT32_C(0x534e324d)
-#define M2N__STORE_WIRE_VERSION 1
+#define M2N__STORE_WIRE_VERSION M2N__WIRE_VERSION
 #define M2N__STORE_HEADER_BYTES 20
 #define M2N__STORE_WIRE_KEY_MAX 200
 #define M2N__STORE_WIRE_VALUE_MAX 65536

@@ -7,7 +7,11 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "bootstrap/auth.h"
@@ -110,6 +114,44 @@ static void nonces_differ(void **state)
 	}
 }
 
+static atomic_int stop;
+
+static void *busy_main(void *arg)
+{
+	uint8_t nonce[M2N__AUTH_NONCE_BYTES];
+
+	while (!atomic_load(&stop))
+		m2n__auth_nonce(nonce);
+	return arg;
+}
+
+/* A lock that the busy thread held at the fork would stay locked in the child. */
+static void forks_beside_busy_threads_work(void **state)
+{
+	uint8_t nonce[M2N__AUTH_NONCE_BYTES];
+	struct m2n__auth_key key;
+	pthread_t busy;
+	int ended;
+	pid_t pid;
+
+	(void)state;
+	assert_int_equal(m2n__auth_init(), 0);
+	assert_int_equal(pthread_create(&busy, NULL, busy_main, NULL), 0);
+	for (int i = 0; i < 200; i++) {
+		pid = fork();
+		assert_true(pid >= 0);
+		if (!pid) {
+			alarm(20);
+			m2n__auth_nonce(nonce);
+			_exit(m2n__auth_key_derive("tea", &key) != 0);
+		}
+		assert_int_equal(waitpid(pid, &ended, 0), pid);
+		assert_int_equal(ended, 0);
+	}
+	atomic_store(&stop, 1);
+	pthread_join(busy, NULL);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -117,6 +159,7 @@ int main(void)
 		cmocka_unit_test(keys_and_proofs_are_as_documented),
 		cmocka_unit_test(every_input_counts),
 		cmocka_unit_test(nonces_differ),
+		cmocka_unit_test(forks_beside_busy_threads_work),
 	};
 
 	return cmocka_run_group_tests_name("auth", tests, NULL, NULL);

@@ -468,8 +468,8 @@ static void requests_may_come_together(void **state)
 	assert_int_equal(heard[16], 1);
 	assert_int_equal(heard[M2N__STORE_HEADER_BYTES], 'x');
 	/*
-	 * More answers than socket buffers hold, asked for in one read of the server's, whose buffer
-	 * the long request before has widened.
+	 * More answers than socket buffers hold, asked for in one read of the server's, whose
+	 * buffer the long request before has widened.
 	 */
 	say(fd, f, pack(f, M2N__STORE_PUT, "d", value, 4000));
 	hear(fd, heard, M2N__STORE_HEADER_BYTES);
