@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Start-up: from a common start until every rank has opened a context, joined and created the
+ * channel; and what that costs in memory, next to what m2n_channel_query_memory() says.
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "moe.h"
+#include "tests.h"
+
+/* A figure of /proc/self/FILE in bytes, 0 when it is not there. */
+static uint64_t read_kb(const char *path, const char *key)
+{
+	char line[256];
+	uint64_t kb = 0;
+	FILE *file = fopen(path, "re");
+
+	while (file != NULL && fgets(line, sizeof(line), file) != NULL)
+		if (strncmp(line, key, strlen(key)) == 0)
+			sscanf(line + strlen(key), "%" SCNu64, &kb);
+	if (file != NULL)
+		fclose(file);
+	return kb * 1024;
+}
+
+/*
+ * Memory that came with the channel. Resident is what has pages, shared or not; mapped counts
+ * address space, also that of peers' memory.
+ */
+static void open_once(struct perf_rank *rank, int64_t iter)
+{
+	struct page_stamp *stamp = page_stamps(rank->page, (uint32_t)rank->rank, 0, 0);
+	struct page_rank *result = page_rank(rank->page, (uint32_t)rank->rank);
+	struct m2n_channel_params params;
+	struct m2n_channel_memory memory;
+	struct m2n_channel *channel;
+	char name[32];
+
+	moe_channel_params(rank->args, rank->job->routing, &params);
+	snprintf(name, sizeof(name), "init%" PRId64, iter);
+	perf_rank_barrier(rank);
+	int64_t start = perf_now();
+	perf_rank_join(rank, name);
+	uint64_t resident = iter == 0 ? read_kb("/proc/self/smaps_rollup", "Rss:") : 0;
+	uint64_t mapped = iter == 0 ? read_kb("/proc/self/status", "VmSize:") : 0;
+	perf_rank_check(
+		rank, m2n_channel_create(rank->group, &params, &channel), "m2n_channel_create");
+	stamp[iter] = (struct page_stamp){start, perf_now()};
+	if (iter == 0) {
+		result->memory_rss = read_kb("/proc/self/smaps_rollup", "Rss:") - resident;
+		result->memory_mapped = read_kb("/proc/self/status", "VmSize:") - mapped;
+		perf_rank_check(rank, m2n_channel_query_memory(&params, rank->rank, &memory),
+			"m2n_channel_query_memory");
+		result->memory_predicted = memory.total_bytes;
+	}
+	perf_rank_note_backend(rank, rank->source >= 0 ? (int)rank->args->n_sources : 0);
+	perf_rank_barrier(rank);
+	m2n_channel_destroy(channel);
+	perf_rank_barrier(rank);
+	perf_rank_leave(rank);
+	perf_rank_step(rank);
+}
+
+static void body(struct perf_rank *rank)
+{
+	for (int64_t i = 0; i < (int64_t)rank->args->n_iters; i++)
+		open_once(rank, i);
+}
+
+static bool prepare(struct perf_job *job, char *text, size_t text_bytes)
+{
+	job->routing = perf_routing_make(job->args, text, text_bytes);
+	job->body = body;
+	job->joins_itself = true;
+	perf_job_add(job, PERF_OURS);
+	job->dims.n_cases = 1;
+	job->dims.n_iters = (uint32_t)job->args->n_iters;
+	job->n_steps = job->args->n_iters * (job->args->n_sources + job->args->n_expert_ranks);
+	return job->routing != NULL;
+}
+
+static bool make_cases(const struct perf_job *job, struct perf_report *report)
+{
+	struct perf_case *c = calloc(1, sizeof(*c));
+
+	report->cases = c;
+	report->n_cases = 1;
+	if (c == NULL)
+		return false;
+	*c = (struct perf_case){.tokens = job->routing->max_tokens,
+		.row_bytes = job->args->row_bytes, .top_k = job->routing->top_k, .route_us = -1};
+	return perf_case_reduce(job, 0, 1, c);
+}
+
+const struct perf_test_ops perf_init_ops = {prepare, make_cases};
