@@ -17,9 +17,19 @@
 #define STEP 1e-3
 
 static const struct job backward_job = {
-	.name = "backward", .n_sources = 2, .n_expert_ranks = 2, .n_experts = 5, .top_k = 3,
-	.n_tokens = 9, .row_bytes = 4 * N_VALUES, .out_row_bytes = 4 * N_VALUES,
-	.dtype = M2N_DTYPE_F32, .depth = 3, .in_flight = 1, .n_rounds = 1, .seed = 9,
+	.name = "backward",
+	.n_sources = 2,
+	.n_expert_ranks = 2,
+	.n_experts = 5,
+	.top_k = 3,
+	.n_tokens = 9,
+	.row_bytes = 4 * N_VALUES,
+	.out_row_bytes = 4 * N_VALUES,
+	.dtype = M2N_DTYPE_F32,
+	.depth = 3,
+	.in_flight = 1,
+	.n_rounds = 1,
+	.seed = 9,
 	.routing = JOB_HOLES,
 };
 
@@ -51,8 +61,8 @@ static void make_tensors(const struct job *job, int source, struct tensors *in)
 }
 
 /* The loss of one token in double, with value i of x and weight k moved by dx and dw. */
-static double loss(const struct tensors *in, uint32_t t, uint32_t i, double dx, uint32_t k,
-	double dw)
+static double loss(
+	const struct tensors *in, uint32_t t, uint32_t i, double dx, uint32_t k, double dw)
 {
 	double sum = 0;
 
@@ -99,7 +109,8 @@ static void be_source(struct job_rank *jr)
 		double sum = 0;
 
 		for (uint32_t i = 0; i < N_VALUES; i++) {
-			double slope = (loss(&in, t, i, STEP, 9, 0) - loss(&in, t, i, -STEP, 9, 0)) /
+			double slope =
+				(loss(&in, t, i, STEP, 9, 0) - loss(&in, t, i, -STEP, 9, 0)) /
 				(2 * STEP);
 
 			expect(fabs(slope - (double)dx[t][i]) < 1e-4);
@@ -107,7 +118,8 @@ static void be_source(struct job_rank *jr)
 		}
 		expect(fabs(sum - loss(&in, t, 99, 0, 99, 0)) < 1e-4);
 		for (uint32_t k = 0; k < 3; k++) {
-			double slope = (loss(&in, t, 99, 0, k, STEP) - loss(&in, t, 99, 0, k, -STEP)) /
+			double slope =
+				(loss(&in, t, 99, 0, k, STEP) - loss(&in, t, 99, 0, k, -STEP)) /
 				(2 * STEP);
 
 			expect(fabs(slope - (double)dw[t * 3 + k]) < 1e-4);

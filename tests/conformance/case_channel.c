@@ -46,16 +46,16 @@ static void refuse(struct rank *rank, const struct m2n_channel_params *params, c
 	expect_equal(memory.total_bytes, 4);
 }
 
-#define REFUSE(rank, field, value, range) \
-	do { \
-		struct m2n_channel_params bad_ = small(); \
-		bad_.field = (value); \
-		refuse(rank, &bad_, #field, range); \
+#define REFUSE(rank, field, value, range)                                                          \
+	do {                                                                                       \
+		struct m2n_channel_params bad_ = small();                                          \
+		bad_.field = (value);                                                              \
+		refuse(rank, &bad_, #field, range);                                                \
 	} while (0)
 
 static void check_errors(struct rank *rank)
 {
-	static const int other = 1, twice[] = {0, 0};
+	static const int nobody = -1, twice[] = {0, 0};
 	struct m2n_channel_params params = small();
 	struct m2n_channel *channel = NULL;
 
@@ -75,13 +75,17 @@ static void check_errors(struct rank *rank)
 	REFUSE(rank, overflow, (enum m2n_overflow)9, "");
 	REFUSE(rank, cast, (enum m2n_cast)9, "");
 	REFUSE(rank, reduce_at_expert, 1, "dedup");
-	REFUSE(rank, n_sources, 0, "1..");
-	REFUSE(rank, n_expert_ranks, 0, "1..");
+	params.n_sources = 0;
+	refuse(rank, &params, "sources", "1..");
+	params = small();
+	params.n_expert_ranks = 0;
+	refuse(rank, &params, "experts", "1..");
+	params = small();
 	params.sources = twice;
 	params.n_sources = 2;
 	refuse(rank, &params, "sources", "0");
 	params = small();
-	params.sources = &other; /* a group of one has no rank 1 */
+	params.sources = &nobody;
 	expect_status(-EINVAL, m2n_channel_create(rank->group, &params, &channel));
 	expect_text("sources");
 	params = small();

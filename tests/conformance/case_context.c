@@ -153,7 +153,8 @@ static void check_lists(struct rank *rank)
 	for (; m2n_ctx_backend_at(rank->ctx, n, &attr) == 0; n++) {
 		expect(attr.name[0] && attr.about[0] && attr.reason);
 		found |= attr.usable && (!strcmp(attr.name, rank->backend) ||
-			(inner && (!strcmp(attr.name, inner + 1) || !strcmp(attr.name, "fault"))));
+						(inner && (!strcmp(attr.name, inner + 1) ||
+								  !strcmp(attr.name, "fault"))));
 	}
 	expect(found);
 	expect_status(-ENOENT, m2n_ctx_backend_at(rank->ctx, n, &attr));

@@ -12,9 +12,19 @@
 #include "helpers/job_run.h"
 
 static const struct job logical = {
-	.name = "digest", .n_experts = 10, .top_k = 4, .n_tokens = 33, .row_bytes = 160,
-	.out_row_bytes = 80, .dtype = M2N_DTYPE_BF16, .depth = 3, .in_flight = 2, .n_rounds = 4,
-	.seed = 10, .residual = 1, .routing = JOB_HOLES,
+	.name = "digest",
+	.n_experts = 10,
+	.top_k = 4,
+	.n_tokens = 33,
+	.row_bytes = 160,
+	.out_row_bytes = 80,
+	.dtype = M2N_DTYPE_BF16,
+	.depth = 3,
+	.in_flight = 2,
+	.n_rounds = 4,
+	.seed = 10,
+	.residual = 1,
+	.routing = JOB_HOLES,
 };
 
 static uint64_t oracle(const struct job *job)
@@ -57,7 +67,13 @@ static int same(const struct conf *conf, const struct job *job, uint64_t want)
 static int across_ranks(const struct conf *conf)
 {
 	static const int counts[][3] = {
-		{1, 1, 1}, {1, 1, 0}, {1, 4, 0}, {4, 1, 0}, {3, 5, 0}, {8, 2, 0}, {4, 4, 1},
+		{1, 1, 1},
+		{1, 1, 0},
+		{1, 4, 0},
+		{4, 1, 0},
+		{3, 5, 0},
+		{8, 2, 0},
+		{4, 4, 1},
 	};
 	uint64_t want = oracle(&logical);
 

@@ -39,14 +39,16 @@ static size_t make_message(int from, int to, uint32_t i, uint8_t *data)
 	return bytes;
 }
 
-static int put_message(struct m2n_exchange *exchange, int from, int to, uint32_t i,
-	int64_t timeout_ns)
+static int put_message(
+	struct m2n_exchange *exchange, int from, int to, uint32_t i, int64_t timeout_ns)
 {
 	uint8_t data[MAX_BYTES];
 	size_t bytes = make_message(from, to, i, data);
 	size_t third = bytes / 3;
 	const struct m2n_iov iov[] = {
-		{data, third}, {data + third, 0}, {data + third, bytes - third},
+		{data, third},
+		{data + third, 0},
+		{data + third, bytes - third},
 	};
 	int status = m2n_exchange_put(exchange, to, iov, 3, timeout_ns);
 
@@ -83,7 +85,8 @@ static void check_all_to_all(struct rank *rank)
 		*depth, &exchange));
 	for (uint32_t i = 0; i < n_messages + *depth; i++) {
 		for (int p = 0; i < n_messages && p < rank->n_ranks; p++)
-			expect_ok(put_message(exchange, rank->rank, all[p], i, M2N_TIMEOUT_DEFAULT));
+			expect_ok(
+				put_message(exchange, rank->rank, all[p], i, M2N_TIMEOUT_DEFAULT));
 		for (int p = 0; i + 1 >= *depth && i + 1 - *depth < n_messages && p < rank->n_ranks;
 			p++) {
 			check_message(exchange, p, rank->rank, i + 1 - *depth);
@@ -224,16 +227,16 @@ static void check_shapes(struct rank *rank)
 	int peer = 1 - rank->rank;
 	struct m2n_exchange *exchange = NULL;
 
-	expect_status(M2N_ERR_SHAPE, create(rank, &peer, 1, &peer, 1,
-		rank->rank ? 4321 : 1234, 2, &exchange));
+	expect_status(M2N_ERR_SHAPE,
+		create(rank, &peer, 1, &peer, 1, rank->rank ? 4321 : 1234, 2, &exchange));
 	expect_text("1234");
 	expect_text("4321");
 	expect_text("rank 0");
 	expect_text("rank 1");
 	expect(exchange == NULL);
 	rank_barrier(rank);
-	expect_status(M2N_ERR_SHAPE, create(rank, &peer, 1, &peer, 1, 100, rank->rank ? 3 : 7,
-		&exchange));
+	expect_status(M2N_ERR_SHAPE,
+		create(rank, &peer, 1, &peer, 1, 100, rank->rank ? 3 : 7, &exchange));
 	expect_text("depth");
 	expect_text("3");
 	expect_text("7");

@@ -158,7 +158,7 @@ static int secret(const struct conf *conf)
 
 	opts.bare = 1;
 	return ranks_run(2, check_secret, good, &opts) || ranks_run(2, check_secret, bad, &opts) ||
-		ranks_run(2, check_secret, none, &opts);
+	       ranks_run(2, check_secret, none, &opts);
 }
 
 static void check_values(struct rank *rank)
@@ -169,7 +169,8 @@ static void check_values(struct rank *rank)
 
 	if (rank->rank == 0) {
 		expect_status(-EAGAIN, m2n_group_get(rank->group, "k/late", value, &bytes, 0));
-		expect_status(-ETIMEDOUT, m2n_group_get(rank->group, "k/late", value, &bytes, 20000000));
+		expect_status(
+			-ETIMEDOUT, m2n_group_get(rank->group, "k/late", value, &bytes, 20000000));
 		expect_text("k/late");
 		expect_ok(m2n_group_put(rank->group, "k/1", "one", 3, M2N_TIMEOUT_DEFAULT));
 		expect_ok(m2n_group_put(rank->group, "k/1", "uno", 3, M2N_TIMEOUT_DEFAULT));
@@ -217,8 +218,8 @@ static void check_callbacks(struct rank *rank)
 	expect_ok(m2n_group_join(rank->ctx, &params, &rank->group));
 	exchange = open_pair(rank, peer, &status);
 	expect_ok(status);
-	expect_ok(m2n_exchange_put(exchange, peer, &(struct m2n_iov){"by hand", 7}, 1,
-		M2N_TIMEOUT_DEFAULT));
+	expect_ok(m2n_exchange_put(
+		exchange, peer, &(struct m2n_iov){"by hand", 7}, 1, M2N_TIMEOUT_DEFAULT));
 	expect_ok(m2n_exchange_flush(exchange, peer, M2N_TIMEOUT_DEFAULT));
 	expect_ok(m2n_exchange_get(exchange, peer, M2N_TIMEOUT_DEFAULT, &data, &bytes));
 	expect(bytes == 7 && !memcmp(data, "by hand", 7));

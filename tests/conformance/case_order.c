@@ -10,9 +10,20 @@
 #include "helpers/job_run.h"
 
 static const struct job small_job = {
-	.name = "small", .n_sources = 1, .n_expert_ranks = 1, .classic = 1, .n_experts = 4,
-	.top_k = 2, .n_tokens = 6, .row_bytes = 32, .out_row_bytes = 32, .dtype = M2N_DTYPE_BF16,
-	.depth = 2, .in_flight = 2, .n_rounds = 4, .seed = 5,
+	.name = "small",
+	.n_sources = 1,
+	.n_expert_ranks = 1,
+	.classic = 1,
+	.n_experts = 4,
+	.top_k = 2,
+	.n_tokens = 6,
+	.row_bytes = 32,
+	.out_row_bytes = 32,
+	.dtype = M2N_DTYPE_BF16,
+	.depth = 2,
+	.in_flight = 2,
+	.n_rounds = 4,
+	.seed = 5,
 };
 
 static int try_recv(struct job_rank *jr, int64_t timeout_ns, const struct m2n_batch **batch)
@@ -46,7 +57,7 @@ static void check_deadlines(struct rank *rank)
 	expect_status(-EAGAIN, try_recv(&jr, 0, &batch));
 	expect_status(-ETIMEDOUT, try_recv(&jr, 5000000, &batch));
 	expect_text("round 0");
-	expect_text("source");
+	expect_text("ranks 0");
 	expect(batch == NULL);
 	expect_ok(job_send(&jr, 0));
 	expect_status(-EAGAIN, try_combine(&jr, 0, 0));
@@ -79,7 +90,7 @@ static int deadlines(const struct conf *conf)
 	enum m2n_placement slot = M2N_PLACEMENT_SLOT, exact = M2N_PLACEMENT_EXACT;
 
 	return ranks_run(1, check_deadlines, &slot, &conf->opts) ||
-		ranks_run(1, check_deadlines, &exact, &conf->opts);
+	       ranks_run(1, check_deadlines, &exact, &conf->opts);
 }
 
 /* A third plan, for a round that the depth of two does not let in. */
@@ -92,6 +103,7 @@ static void check_depth(struct rank *rank)
 	struct m2n_channel_attr attr;
 	struct m2n_plan *plan;
 	struct job_rank jr;
+	int status;
 
 	expect_ok(job_open(&jr, rank, &small_job));
 	expect_ok(job_send(&jr, 0));
@@ -104,8 +116,9 @@ static void check_depth(struct rank *rank)
 	send.rows = row;
 	send.timeout_ns = 0;
 	expect_status(-EAGAIN, m2n_dispatch_send(jr.channel, &send));
-	send.timeout_ns = 5000000;
-	expect_status(-ETIMEDOUT, m2n_dispatch_send(jr.channel, &send));
+	send.timeout_ns = 5000000; /* in vain: it is this rank that must receive first */
+	status = m2n_dispatch_send(jr.channel, &send);
+	expect(status == -EAGAIN || status == -ETIMEDOUT);
 	expect_text("round 2");
 	expect_ok(m2n_channel_query(jr.channel, &attr));
 	expect_equal(attr.next_send_round, 2);
@@ -143,10 +156,6 @@ static void check_bad_send(struct job_rank *jr)
 	expect_status(-EINVAL, m2n_dispatch_send(jr->channel, &send));
 	expect_text("sink");
 	send.sink = -1;
-	send.row_stride = 31;
-	expect_status(-EINVAL, m2n_dispatch_send(jr->channel, &send));
-	expect_text("row_stride");
-	send.row_stride = 0;
 	send.size = 0;
 	expect_status(-EINVAL, m2n_dispatch_send(jr->channel, &send));
 }
@@ -174,6 +183,10 @@ static void check_bad_rest(struct job_rank *jr)
 	expect_status(-EINVAL, m2n_combine_recv(jr->channel, &combine));
 	expect_text("out");
 	combine.out = out;
+	combine.out_stride = 31;
+	expect_status(-EINVAL, m2n_combine_recv(jr->channel, &combine));
+	expect_text("out_stride");
+	combine.out_stride = 0;
 	combine.round = 7;
 	expect_status(-EINVAL, m2n_combine_recv(jr->channel, &combine));
 	expect_text("7");
@@ -240,9 +253,20 @@ static int wrong_roles(const struct conf *conf)
  * takes no part. Round 2: source 1 takes no part. Round 3: all.
  */
 static const struct job mask_job = {
-	.name = "mask", .n_sources = 2, .n_expert_ranks = 2, .n_experts = 4, .top_k = 2,
-	.n_tokens = 10, .row_bytes = 32, .out_row_bytes = 32, .dtype = M2N_DTYPE_BF16, .depth = 3,
-	.in_flight = 1, .n_rounds = 4, .seed = 6, .map = JOB_MAP_REPLICAS,
+	.name = "mask",
+	.n_sources = 2,
+	.n_expert_ranks = 2,
+	.n_experts = 4,
+	.top_k = 2,
+	.n_tokens = 10,
+	.row_bytes = 32,
+	.out_row_bytes = 32,
+	.dtype = M2N_DTYPE_BF16,
+	.depth = 3,
+	.in_flight = 1,
+	.n_rounds = 4,
+	.seed = 6,
+	.map = JOB_MAP_REPLICAS,
 };
 
 static void mask_source(struct job_rank *jr, uint32_t round)
@@ -316,9 +340,19 @@ static int masks(const struct conf *conf)
 }
 
 static const struct job counted_job = {
-	.name = "counted", .n_sources = 2, .n_expert_ranks = 2, .n_experts = 4, .top_k = 2,
-	.n_tokens = 10, .row_bytes = 32, .out_row_bytes = 64, .dtype = M2N_DTYPE_BF16, .depth = 3,
-	.in_flight = 2, .n_rounds = 6, .seed = 7,
+	.name = "counted",
+	.n_sources = 2,
+	.n_expert_ranks = 2,
+	.n_experts = 4,
+	.top_k = 2,
+	.n_tokens = 10,
+	.row_bytes = 32,
+	.out_row_bytes = 64,
+	.dtype = M2N_DTYPE_BF16,
+	.depth = 3,
+	.in_flight = 2,
+	.n_rounds = 6,
+	.seed = 7,
 };
 
 /* Rows from one source to one expert rank over all rounds, counted by hand. */
@@ -348,8 +382,8 @@ static void check_counters(struct rank *rank)
 	for (int i = 0; i < 2; i++) {
 		int source = jr.source >= 0 ? jr.source : i;
 		int expert = jr.source >= 0 ? i : jr.expert;
-		int peer = jr.source >= 0 ? job_expert_rank(&counted_job, i) :
-			job_source_rank(&counted_job, i);
+		int peer = jr.source >= 0 ? job_expert_rank(&counted_job, i)
+					  : job_source_rank(&counted_job, i);
 		uint64_t rows = count_rows(source, expert);
 
 		expect_ok(m2n_channel_counters(jr.channel, M2N_DISPATCH, peer, &sent, &received));

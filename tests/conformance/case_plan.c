@@ -56,7 +56,7 @@ static void check_bad_routing(struct rank *rank)
 	expect_text("token 4");
 	expect_text("k 2");
 	expect_text("5");
-	expect_text("-1..4");
+	expect_text("0..4");
 	m2n_plan_query(plan, &attr);
 	expect_equal(attr.n_tokens, 0);
 	ids[4 * TOP_K + 2] = -2;
@@ -229,12 +229,12 @@ static int capacity(const struct conf *conf)
 	enum m2n_overflow error = M2N_OVERFLOW_ERROR, drop = M2N_OVERFLOW_DROP;
 
 	return ranks_run(1, check_capacity, &error, &conf->opts) ||
-		ranks_run(1, check_capacity, &drop, &conf->opts);
+	       ranks_run(1, check_capacity, &drop, &conf->opts);
 }
 
 /* Copies of the bytes that end where they end, so that a sanitizer sees a read past them. */
-static int unpack_copy(struct m2n_channel *channel, struct m2n_plan *plan, const uint8_t *bytes,
-	size_t n)
+static int unpack_copy(
+	struct m2n_channel *channel, struct m2n_plan *plan, const uint8_t *bytes, size_t n)
 {
 	uint8_t *copy = malloc(n + !n);
 	int status;

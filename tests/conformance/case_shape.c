@@ -15,10 +15,10 @@ struct difference {
 
 static const int sources[] = {0, 1}, experts[] = {1, 0}, swapped[] = {1, 0}, fewer[] = {0};
 
-#define CHANGE(name, body) \
-	static void name(struct m2n_channel_params *params) \
-	{ \
-		body; \
+#define CHANGE(name, body)                                                                         \
+	static void name(struct m2n_channel_params *params)                                        \
+	{                                                                                          \
+		body;                                                                              \
 	}
 CHANGE(other_row_bytes, params->row_bytes = 96)
 CHANGE(other_scale_bytes, params->scale_bytes = 12)

@@ -16,9 +16,19 @@
 #define PLAN_BYTES 4096
 
 static const struct job sink_job = {
-	.name = "sink", .n_sources = N_SOURCES, .n_expert_ranks = 2, .n_experts = 6, .top_k = 3,
-	.n_tokens = 15, .row_bytes = 48, .out_row_bytes = 32, .dtype = M2N_DTYPE_BF16, .depth = 3,
-	.in_flight = 3, .n_rounds = 9, .seed = 8,
+	.name = "sink",
+	.n_sources = N_SOURCES,
+	.n_expert_ranks = 2,
+	.n_experts = 6,
+	.top_k = 3,
+	.n_tokens = 15,
+	.row_bytes = 48,
+	.out_row_bytes = 32,
+	.dtype = M2N_DTYPE_BF16,
+	.depth = 3,
+	.in_flight = 3,
+	.n_rounds = 9,
+	.seed = 8,
 };
 
 static int sink_of(uint32_t round, int source)

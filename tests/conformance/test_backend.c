@@ -91,8 +91,8 @@ static void open_side(struct side *side, struct rank *rank)
 		rank_skip(m2n_error_text());
 	expect_ok(m2n__mem_alloc(N_SIGNALS * 8, N_SIGNALS * 8, M2N__HUGE_NO, &side->signal_mem));
 	side->signals = side->signal_mem->base;
-	params = (struct m2n__iface_params){&side->options, "host", side->signals,
-		side->signal_mem, N_SIGNALS};
+	params = (struct m2n__iface_params){
+		&side->options, "host", side->signals, side->signal_mem, N_SIGNALS};
 	expect_ok(side->ops.open(&params, &side->iface));
 	side->iface->ops = &side->ops;
 }
@@ -106,10 +106,11 @@ static void connect_side(struct side *side)
 	expect_ok(side->ops.address(side->iface, board->blob[own], &board->blob_bytes[own]));
 	expect(board->blob_bytes[own] <= M2N__ADDRESS_BYTES);
 	rank_barrier(side->rank);
-	expect_equal(side->ops.reaches(side->iface, board->blob[side->peer],
-		board->blob_bytes[side->peer]), 1);
-	expect_ok(side->ops.connect(side->iface, board->blob[side->peer],
-		board->blob_bytes[side->peer], &side->ep));
+	expect_equal(side->ops.reaches(
+			     side->iface, board->blob[side->peer], board->blob_bytes[side->peer]),
+		1);
+	expect_ok(side->ops.connect(
+		side->iface, board->blob[side->peer], board->blob_bytes[side->peer], &side->ep));
 	side->ep->ops = &side->ops;
 	expect_ok(side->ops.check(side->ep));
 }
@@ -122,12 +123,12 @@ static void share_memory(struct side *side)
 	expect_ok(m2n__mem_alloc(MEM_BYTES, MEM_BYTES, M2N__HUGE_NO, &side->mem));
 	expect_ok(side->ops.reg(side->iface, side->mem, &side->mr));
 	board->key_bytes[own] = M2N__KEY_BYTES;
-	expect_ok(side->ops.export_key(side->mr, KEY_AT, KEY_SPAN, board->key[own],
-		&board->key_bytes[own]));
+	expect_ok(side->ops.export_key(
+		side->mr, KEY_AT, KEY_SPAN, board->key[own], &board->key_bytes[own]));
 	expect(board->key_bytes[own] <= M2N__KEY_BYTES);
 	rank_barrier(side->rank);
-	expect_ok(side->ops.import_key(side->ep, board->key[side->peer],
-		board->key_bytes[side->peer], &side->rmem));
+	expect_ok(side->ops.import_key(
+		side->ep, board->key[side->peer], board->key_bytes[side->peer], &side->rmem));
 	expect_equal(side->rmem->bytes, KEY_SPAN);
 	expect((side->rmem->ptr != NULL) == ((side->ops.caps & M2N__CAP_MAPPED) != 0));
 }
@@ -368,11 +369,12 @@ static void check_room(struct rank *rank)
 
 static int run(int number, const char *backend, const char *name, rank_fn fn)
 {
-	struct ranks_opts opts = {.backend = backend, .bare = 1, .shared_bytes = sizeof(struct board)};
+	struct ranks_opts opts = {
+		.backend = backend, .bare = 1, .shared_bytes = sizeof(struct board)};
 	int result = ranks_run(strstr(backend, "self") ? 1 : 2, fn, NULL, &opts);
 
-	printf("%s %d - %s%s\n", result == 0 || result == RANKS_SKIP ? "ok" : "not ok", number, name,
-		result == RANKS_SKIP ? " # SKIP see above" : "");
+	printf("%s %d - %s%s\n", result == 0 || result == RANKS_SKIP ? "ok" : "not ok", number,
+		name, result == RANKS_SKIP ? " # SKIP see above" : "");
 	fflush(stdout);
 	return result != 0 && result != RANKS_SKIP;
 }

@@ -28,8 +28,8 @@ uint64_t job_random(uint64_t seed, uint64_t a, uint64_t b, uint64_t c)
 	return x;
 }
 
-static uint64_t token_random(const struct job *job, enum stream stream, uint32_t round,
-	uint32_t token, uint64_t i)
+static uint64_t token_random(
+	const struct job *job, enum stream stream, uint32_t round, uint32_t token, uint64_t i)
 {
 	return job_random(job->seed + stream, round, token, i);
 }
@@ -100,8 +100,8 @@ enum job_map job_map_of(const struct job *job, uint32_t round)
 	return job->switch_round && round >= job->switch_round ? JOB_MAP_REVERSED : job->map;
 }
 
-static uint32_t add_owners(const struct job *job, enum job_map kind, uint32_t expert,
-	uint32_t *owners)
+static uint32_t add_owners(
+	const struct job *job, enum job_map kind, uint32_t expert, uint32_t *owners)
 {
 	uint32_t n = (uint32_t)job->n_expert_ranks;
 	uint32_t more = job->n_experts % n;
@@ -109,8 +109,8 @@ static uint32_t add_owners(const struct job *job, enum job_map kind, uint32_t ex
 
 	switch (kind) {
 	case JOB_MAP_BLOCKS:
-		owners[0] = expert < more * (each + 1) ? expert / (each + 1) :
-			more + (expert - more * (each + 1)) / each;
+		owners[0] = expert < more * (each + 1) ? expert / (each + 1)
+						       : more + (expert - more * (each + 1)) / each;
 		return 1;
 	case JOB_MAP_UNEVEN:
 		owners[0] = expert * expert / (job->n_experts + 1) % n;
@@ -184,7 +184,7 @@ void job_ids(const struct job *job, uint32_t round, uint32_t token, int32_t *ids
 		pool[e] = (int32_t)e;
 	for (uint32_t k = 0; k < job->top_k; k++) {
 		uint32_t pick = k + (uint32_t)(token_random(job, IDS, round, token, k) %
-			(job->n_experts - k));
+					       (job->n_experts - k));
 
 		ids[k] = pool[pick];
 		pool[pick] = pool[k];
@@ -262,12 +262,12 @@ void job_sent(const struct job *job, uint32_t round, uint32_t token, void *row, 
 	free(f32_scales);
 }
 
-void job_expert(const struct job *job, int32_t expert, const void *row, const void *scales,
-	void *out)
+void job_expert(
+	const struct job *job, int32_t expert, const void *row, const void *scales, void *out)
 {
 	const uint8_t *byte = row;
-	uint64_t hash = job_digest(row, job->row_bytes) ^ (scales ?
-		job_digest(scales, job->scale_bytes) * 3 : 0);
+	uint64_t hash = job_digest(row, job->row_bytes) ^
+			(scales ? job_digest(scales, job->scale_bytes) * 3 : 0);
 	float mix = (float)(int8_t)(hash ^ (hash >> 32)) / 64.0f;
 	float factor = 1.0f + (float)(expert % 7) / 8.0f;
 	float offset = (float)(expert % 5) / 4.0f - 0.5f;
@@ -316,27 +316,37 @@ void job_pair_ranks(const struct job *job, uint32_t round, int source, uint32_t 
 	}
 }
 
-/* Replies of one rank are summed there, rounded, and count as one reply of weight 1. */
-static void sum_by_rank(const struct job *job, const float *weights, const int *rank_of,
-	const void **replies, uint8_t *partial)
+/*
+ * Reduction at the expert: replies of one rank are summed there in the order of the rows (expert,
+ * k), rounded, and count as one reply of weight 1, in the place of the token's first pair there.
+ */
+static void sum_by_rank(const struct job *job, const int32_t *ids, const float *weights,
+	const int *rank_of, const void **replies, uint8_t *partial)
 {
-	const void *all[JOB_MAX_TOP_K];
 	const void *group[JOB_MAX_TOP_K];
+	float group_weights[JOB_MAX_TOP_K];
 	size_t n_values = job->out_row_bytes / job_value_bytes(job);
 
-	memcpy(all, replies, job->top_k * sizeof(*all));
 	for (uint32_t k = 0; k < job->top_k; k++) {
-		if (!all[k])
+		uint8_t *sum = partial + k * job->out_row_bytes;
+		uint32_t n = 0;
+
+		if (!replies[k])
 			continue;
-		for (uint32_t i = 0; i < job->top_k; i++)
-			group[i] = all[i] && rank_of[i] == rank_of[k] ? all[i] : NULL;
-		m2n__ref_combine(job->dtype, 1, job->top_k, n_values, group, weights, NULL,
-			partial + k * job->out_row_bytes);
-		for (uint32_t i = k; i < job->top_k; i++) {
-			if (group[i])
-				all[i] = replies[i] = NULL;
+		for (int32_t expert = 0; expert < (int32_t)job->n_experts; expert++) {
+			for (uint32_t i = k; i < job->top_k; i++) {
+				if (!replies[i] || rank_of[i] != rank_of[k] || ids[i] != expert)
+					continue;
+				group[n] = replies[i];
+				group_weights[n++] = weights ? weights[i] : 1.0f;
+			}
 		}
-		replies[k] = partial + k * job->out_row_bytes;
+		m2n__ref_combine(job->dtype, 1, n, n_values, group, group_weights, NULL, sum);
+		for (uint32_t i = k; i < job->top_k; i++) {
+			if (rank_of[i] == rank_of[k])
+				replies[i] = NULL;
+		}
+		replies[k] = sum;
 	}
 }
 
@@ -346,8 +356,8 @@ void job_expected(const struct job *job, uint32_t round, uint32_t token, uint64_
 	int32_t ids[JOB_MAX_TOP_K];
 	float weights[JOB_MAX_TOP_K];
 	const void *replies[JOB_MAX_TOP_K];
-	uint8_t *rows = malloc((2 * job->top_k + 1) * job->out_row_bytes + job->row_bytes +
-		job->scale_bytes);
+	uint8_t *rows = malloc(
+		(2 * job->top_k + 1) * job->out_row_bytes + job->row_bytes + job->scale_bytes);
 	uint8_t *partial = rows + job->top_k * job->out_row_bytes;
 	uint8_t *residual = partial + job->top_k * job->out_row_bytes;
 	uint8_t *row = residual + job->out_row_bytes;
@@ -368,7 +378,7 @@ void job_expected(const struct job *job, uint32_t round, uint32_t token, uint64_
 			job_expert(job, ids[k], row, job->scale_bytes ? scales : NULL, reply);
 	}
 	if (job->reduce_at_expert) {
-		sum_by_rank(job, used, rank_of, replies, partial);
+		sum_by_rank(job, ids, used, rank_of, replies, partial);
 		used = NULL;
 	}
 	m2n__ref_combine(job->dtype, 1, job->top_k, job->out_row_bytes / job_value_bytes(job),
@@ -380,8 +390,8 @@ static float fp8_value(unsigned code)
 {
 	unsigned exponent = code >> 3 & 15;
 	float mantissa = (float)(code & 7);
-	float value = exponent ? ldexpf(1.0f + mantissa / 8, (int)exponent - 7) :
-		ldexpf(mantissa / 8, -6);
+	float value = exponent ? ldexpf(1.0f + mantissa / 8, (int)exponent - 7)
+			       : ldexpf(mantissa / 8, -6);
 
 	return code & 0x80 ? -value : value;
 }
@@ -414,6 +424,6 @@ void job_cast_fp8(const uint16_t *bf16, size_t n, uint8_t *fp8, float *scales)
 		scales[first / 128] = amax == 0 ? 1.0f : amax / 448.0f;
 		for (size_t i = first; i < end; i++)
 			fp8[i] = fp8_nearest(m2n__ref_load(M2N_DTYPE_BF16, bf16, i) *
-				(amax == 0 ? 1.0f : 448.0f / amax));
+					     (amax == 0 ? 1.0f : 448.0f / amax));
 	}
 }

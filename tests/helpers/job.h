@@ -23,48 +23,48 @@
 
 enum job_routing {
 	JOB_UNIFORM = 0, /* any experts, repeats possible */
-	JOB_DISTINCT,    /* k different experts */
-	JOB_ONE,         /* all to expert 1 */
-	JOB_NOBODY,      /* all ids -1 */
-	JOB_HOLES,       /* a third of the ids -1 */
-	JOB_REPEATED,    /* each token names one expert k times */
-	JOB_SKEWED,      /* half of the pairs to expert 0 */
+	JOB_DISTINCT, /* k different experts */
+	JOB_ONE, /* all to expert 1 */
+	JOB_NOBODY, /* all ids -1 */
+	JOB_HOLES, /* a third of the ids -1 */
+	JOB_REPEATED, /* each token names one expert k times */
+	JOB_SKEWED, /* half of the pairs to expert 0 */
 };
 
 enum job_map {
 	JOB_MAP_BLOCKS = 0, /* the default map */
-	JOB_MAP_UNEVEN,     /* some ranks own much, some nothing */
-	JOB_MAP_REPLICAS,   /* each expert on two ranks, expert 0 on all */
-	JOB_MAP_REVERSED,   /* round robin from the last rank */
+	JOB_MAP_UNEVEN, /* some ranks own much, some nothing */
+	JOB_MAP_REPLICAS, /* each expert on two ranks, expert 0 on all */
+	JOB_MAP_REVERSED, /* round robin from the last rank */
 };
 
 struct job {
 	const char *name;
 	int n_sources;
 	int n_expert_ranks;
-	int classic;            /* every rank has all roles; needs n_sources == n_expert_ranks */
-	int reversed;           /* ranks in the lists by falling number */
+	int classic; /* every rank has all roles; needs n_sources == n_expert_ranks */
+	int reversed; /* ranks in the lists by falling number */
 	uint32_t n_experts;
 	uint32_t top_k;
-	uint32_t n_tokens;      /* of all sources in a round */
-	int odd_sources_only;   /* sources with an even index have no tokens */
+	uint32_t n_tokens; /* of all sources in a round */
+	int odd_sources_only; /* sources with an even index have no tokens */
 	size_t row_bytes;
 	size_t scale_bytes;
 	size_t out_row_bytes;
-	size_t pad;             /* bytes between rows on the caller's side */
+	size_t pad; /* bytes between rows on the caller's side */
 	enum m2n_dtype dtype;
 	enum m2n_cast cast;
 	enum m2n_placement placement;
 	int dedup;
 	int reduce_at_expert;
 	uint32_t depth;
-	uint32_t in_flight;     /* 1..depth */
-	int out_of_order;       /* expert ranks answer the batches they hold in falling order */
+	uint32_t in_flight; /* 1..depth */
+	int out_of_order; /* expert ranks answer the batches they hold in falling order */
 	int residual;
 	int no_weights;
 	enum job_routing routing;
 	enum job_map map;
-	uint32_t switch_round;  /* not 0: JOB_MAP_REVERSED is in force from here on */
+	uint32_t switch_round; /* not 0: JOB_MAP_REVERSED is in force from here on */
 	uint32_t n_rounds;
 	uint64_t seed;
 };
@@ -97,8 +97,8 @@ void job_residual(const struct job *job, uint32_t round, uint32_t token, void *r
 /* What an expert sees of it: the row and its scales as sent. */
 void job_sent(const struct job *job, uint32_t round, uint32_t token, void *row, void *scales);
 
-void job_expert(const struct job *job, int32_t expert, const void *row, const void *scales,
-	void *out);
+void job_expert(
+	const struct job *job, int32_t expert, const void *row, const void *scales, void *out);
 
 /*
  * The oracle: out row of one token whose pairs in the bitmap `present` got a reply. `rank_of`:

@@ -20,12 +20,13 @@ void job_batch_row(const struct job *job, const struct m2n_segment *segment, uin
 	size_t at = segment->index ? segment->index[i] : i;
 
 	*row = (const uint8_t *)segment->rows + at * job->row_bytes;
-	*scales = job->scale_bytes ? (const uint8_t *)segment->scales + at * job->scale_bytes : NULL;
+	*scales =
+		job->scale_bytes ? (const uint8_t *)segment->scales + at * job->scale_bytes : NULL;
 }
 
 /* This rank's number among the owners of an expert, and how many there are; -1: not an owner. */
-static int owner_position(const struct job_owners *owners, uint32_t expert, int rank,
-	uint32_t *n_owners)
+static int owner_position(
+	const struct job_owners *owners, uint32_t expert, int rank, uint32_t *n_owners)
 {
 	uint32_t first = owners->first[expert];
 
@@ -41,8 +42,8 @@ struct walk {
 	struct job_rank *jr;
 	const struct m2n_batch *batch;
 	uint32_t segment; /* the next one */
-	uint32_t row;     /* the next batch row */
-	uint8_t *sent;    /* room for a row and its scales */
+	uint32_t row; /* the next batch row */
+	uint8_t *sent; /* room for a row and its scales */
 };
 
 static void check_segment_rows(struct walk *walk, const struct m2n_segment *segment, int source,
@@ -58,11 +59,15 @@ static void check_segment_rows(struct walk *walk, const struct m2n_segment *segm
 		job_batch_row(job, segment, i, &row, &scales);
 		job_sent(job, round, token, walk->sent, walk->sent + job->row_bytes);
 		if (memcmp(row, walk->sent, job->row_bytes))
-			rank_fail(__FILE__, __LINE__, "round %u, expert %d, source %d, row %u "
-				"(token %u): wrong bytes", round, segment->expert, source, i, token);
+			rank_fail(__FILE__, __LINE__,
+				"round %u, expert %d, source %d, row %u "
+				"(token %u): wrong bytes",
+				round, segment->expert, source, i, token);
 		if (scales && memcmp(scales, walk->sent + job->row_bytes, job->scale_bytes))
-			rank_fail(__FILE__, __LINE__, "round %u, expert %d, source %d, row %u "
-				"(token %u): wrong scales", round, segment->expert, source, i, token);
+			rank_fail(__FILE__, __LINE__,
+				"round %u, expert %d, source %d, row %u "
+				"(token %u): wrong scales",
+				round, segment->expert, source, i, token);
 	}
 }
 
@@ -154,8 +159,8 @@ static int out_equals(struct job_rank *jr, struct job_flight *flight, uint32_t t
 
 	if (!want)
 		abort();
-	job_expected(job, flight->round, job_first_token(job, jr->source) + t, present, rank_of,
-		want);
+	job_expected(
+		job, flight->round, job_first_token(job, jr->source) + t, present, rank_of, want);
 	equal = !memcmp(out, want, job->out_row_bytes);
 	free(want);
 	return equal;
@@ -170,8 +175,8 @@ static int explained(struct job_rank *jr, struct job_flight *flight, uint32_t t,
 	if (n == 0)
 		return out_equals(jr, flight, t, pairs, rank_of);
 	for (uint32_t k = 0; k < jr->job->top_k; k++) {
-		if ((pairs >> k & 1) && (jr->job->map == JOB_MAP_REPLICAS ||
-			(jr->dead >> rank_of[k] & 1)))
+		if ((pairs >> k & 1) &&
+			(jr->job->map == JOB_MAP_REPLICAS || (jr->dead >> rank_of[k] & 1)))
 			maybe |= (uint64_t)1 << k;
 	}
 	/* All subsets of `maybe`, the empty one last. */
@@ -200,12 +205,14 @@ static void check_token(struct job_rank *jr, struct job_flight *flight, uint32_t
 			flight->round, token, flight->missing[t], dropped[t]);
 	good = explained(jr, flight, t, job_pairs(job, flight->round, token), rank_of, n_absent);
 	if (!good)
-		rank_fail(__FILE__, __LINE__, "round %u, token %u: wrong output (%d replies missing, "
-			"%d dropped)", flight->round, token, flight->missing[t], dropped[t]);
+		rank_fail(__FILE__, __LINE__,
+			"round %u, token %u: wrong output (%d replies missing, "
+			"%d dropped)",
+			flight->round, token, flight->missing[t], dropped[t]);
 	for (size_t i = 0; i < job->pad; i++) {
 		if (out[job->out_row_bytes + i] != PAD_BYTE)
-			rank_fail(__FILE__, __LINE__, "round %u, token %u: pad written", flight->round,
-				token);
+			rank_fail(__FILE__, __LINE__, "round %u, token %u: pad written",
+				flight->round, token);
 	}
 	jr->n_missing += flight->missing[t];
 	jr->n_dropped += dropped[t];

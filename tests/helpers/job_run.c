@@ -11,8 +11,8 @@
 #include "helpers/job_check.h"
 #include "helpers/leak.h"
 
-void job_channel_params(const struct job *job, int lists[2][JOB_MAX_RANKS],
-	struct m2n_channel_params *params)
+void job_channel_params(
+	const struct job *job, int lists[2][JOB_MAX_RANKS], struct m2n_channel_params *params)
 {
 	*params = (struct m2n_channel_params)M2N_CHANNEL_PARAMS_INIT;
 	for (int i = 0; i < job->n_sources; i++)
@@ -46,8 +46,8 @@ int job_make_map(const struct job *job, enum job_map kind, struct m2n_map **map)
 	if (kind == JOB_MAP_BLOCKS)
 		return 0;
 	job_owners(job, kind, &owners);
-	return m2n_map_create(job->n_experts, (uint32_t)job->n_expert_ranks, owners.first,
-		owners.owners, map);
+	return m2n_map_create(
+		job->n_experts, (uint32_t)job->n_expert_ranks, owners.first, owners.owners, map);
 }
 
 static int index_of(const int *list, int n, int rank)
@@ -148,8 +148,10 @@ static void fill_flight(struct job_rank *jr, struct job_flight *flight, uint32_t
 		job_weights(job, round, token, flight->weights + (size_t)t * job->top_k);
 		job_row(job, round, token, flight->rows + t * stride);
 		if (job->scale_bytes && !job->cast)
-			job_scales(job, round, token, flight->scales + t * (job->scale_bytes + job->pad));
-		job_residual(job, round, token, flight->residual + t * (job->out_row_bytes + job->pad));
+			job_scales(job, round, token,
+				flight->scales + t * (job->scale_bytes + job->pad));
+		job_residual(
+			job, round, token, flight->residual + t * (job->out_row_bytes + job->pad));
 	}
 }
 
@@ -281,11 +283,12 @@ static void share_out(struct job_rank *jr, struct rank *rank, uint32_t round)
 	const struct job *job = jr->job;
 	struct job_flight *flight = &jr->flight[round % job->in_flight];
 	uint8_t *to = (uint8_t *)rank->shared +
-		((size_t)round * job->n_tokens + job_first_token(job, jr->source)) * job->out_row_bytes;
+		      ((size_t)round * job->n_tokens + job_first_token(job, jr->source)) *
+			      job->out_row_bytes;
 
 	for (uint32_t t = 0; t < jr->n_tokens; t++)
-		memcpy(to + t * job->out_row_bytes, flight->out + t * (job->out_row_bytes + job->pad),
-			job->out_row_bytes);
+		memcpy(to + t * job->out_row_bytes,
+			flight->out + t * (job->out_row_bytes + job->pad), job->out_row_bytes);
 }
 
 /* In groups of `in_flight` rounds: all sent, all received, all answered, all combined. */
@@ -315,7 +318,8 @@ static void rounds_in_window(struct job_rank *jr, struct rank *rank)
 
 	for (uint32_t round = 0; round < jr->job->n_rounds; round++) {
 		for (; jr->source >= 0 && sent < jr->job->n_rounds &&
-			sent < round + jr->job->in_flight; sent++)
+			sent < round + jr->job->in_flight;
+			sent++)
 			expect_ok(job_send(jr, sent));
 		if (jr->expert >= 0)
 			expect_ok(job_serve(jr));
@@ -346,6 +350,7 @@ void job_main(struct rank *rank)
 
 	expect_ok(job_open(&jr, rank, rank->arg));
 	run_rounds(&jr, rank->shared ? rank : NULL);
+	rank_barrier(rank); /* who leaves early is lost to those who still answer others */
 	job_close(&jr);
 }
 

@@ -22,7 +22,7 @@ struct job_flight {
 	uint8_t *rows;
 	uint8_t *scales;
 	uint8_t *residual;
-	uint8_t *out;    /* guarded */
+	uint8_t *out; /* guarded */
 	uint8_t *missing;
 };
 
@@ -31,10 +31,10 @@ struct job_rank {
 	struct m2n_channel *channel;
 	int source; /* indexes, -1: not in the list */
 	int expert;
-	int tolerant;              /* peers may be lost: check what came, count what did not */
-	uint64_t dead;             /* tolerant: bitmap of expert ranks whose rows may be absent */
+	int tolerant; /* peers may be lost: check what came, count what did not */
+	uint64_t dead; /* tolerant: bitmap of expert ranks whose rows may be absent */
 	uint32_t n_tokens;
-	uint64_t n_missing;        /* replies that did not come, over all rounds */
+	uint64_t n_missing; /* replies that did not come, over all rounds */
 	uint64_t n_dropped;
 	struct job_flight flight[JOB_MAX_DEPTH];
 	const struct m2n_batch *held[JOB_MAX_DEPTH];
@@ -42,8 +42,8 @@ struct job_rank {
 };
 
 /* Fills params and the lists that they point to. lists: [2][JOB_MAX_RANKS]. */
-void job_channel_params(const struct job *job, int lists[2][JOB_MAX_RANKS],
-	struct m2n_channel_params *params);
+void job_channel_params(
+	const struct job *job, int lists[2][JOB_MAX_RANKS], struct m2n_channel_params *params);
 int job_make_map(const struct job *job, enum job_map kind, struct m2n_map **map);
 
 /* Results as of the calls they make; what is wrong in the data fails the rank. */

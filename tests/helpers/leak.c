@@ -78,7 +78,8 @@ static void name_fds(char *text, size_t bytes)
 		if (n < 0 || used + (size_t)n + 8 >= bytes)
 			continue;
 		target[n] = '\0';
-		used += (size_t)snprintf(text + used, bytes - used, " %s=%s", entry->d_name, target);
+		used += (size_t)snprintf(
+			text + used, bytes - used, " %s=%s", entry->d_name, target);
 	}
 	if (dir)
 		closedir(dir);

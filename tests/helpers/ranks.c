@@ -55,8 +55,8 @@ struct ranks {
 	char store[PATH_MAX + 8];
 	int64_t deadline_ns;
 	sigset_t old_mask;
-	pid_t pid[RANKS_MAX];   /* 0: not running */
-	int status[RANKS_MAX];  /* 0 well, RANKS_SKIP, or 1 */
+	pid_t pid[RANKS_MAX]; /* 0: not running */
+	int status[RANKS_MAX]; /* 0 well, RANKS_SKIP, or 1 */
 };
 
 /* The rank that this process is; a process is one rank at most. */
@@ -270,8 +270,9 @@ struct ranks *ranks_start(int n, rank_fn fn, void *arg, const struct ranks_opts 
 	ranks->page = map_shared(sizeof(*ranks->page));
 	if (ranks->opts.shared_bytes)
 		ranks->shared = map_shared(ranks->opts.shared_bytes);
-	ranks->deadline_ns = now_ns() + SLOWER * 1000000000LL *
-		(ranks->opts.deadline_s ? ranks->opts.deadline_s : DEADLINE_S);
+	ranks->deadline_ns =
+		now_ns() + SLOWER * 1000000000LL *
+				   (ranks->opts.deadline_s ? ranks->opts.deadline_s : DEADLINE_S);
 	sigemptyset(&mask);
 	sigaddset(&mask, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &mask, &ranks->old_mask);
@@ -340,7 +341,8 @@ static void kill_rest(struct ranks *ranks, int hung)
 		ranks->pid[i] = 0;
 		if (hung) {
 			ranks->status[i] = 1;
-			snprintf(ranks->page->result[i].text, RANKS_TEXT, "still running at the deadline");
+			snprintf(ranks->page->result[i].text, RANKS_TEXT,
+				"still running at the deadline");
 		}
 	}
 }

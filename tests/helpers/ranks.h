@@ -25,12 +25,12 @@
 struct rank {
 	int rank;
 	int n_ranks;
-	struct m2n_ctx *ctx;     /* NULL with opts.bare */
+	struct m2n_ctx *ctx; /* NULL with opts.bare */
 	struct m2n_group *group; /* likewise */
 	void *arg;
-	_Atomic uint32_t *word;  /* [RANKS_WORDS] shared by all ranks and the parent, 0 at start */
-	void *shared;            /* [opts.shared_bytes], 0 at start */
-	const char *store;       /* URL of the directory store */
+	_Atomic uint32_t *word; /* [RANKS_WORDS] shared by all ranks and the parent, 0 at start */
+	void *shared; /* [opts.shared_bytes], 0 at start */
+	const char *store; /* URL of the directory store */
 	const char *backend;
 	const char *const *options;
 	const char *secret;
@@ -39,12 +39,12 @@ struct rank {
 typedef void (*rank_fn)(struct rank *rank);
 
 struct ranks_opts {
-	const char *backend;        /* NULL: "auto" */
+	const char *backend; /* NULL: "auto" */
 	const char *const *options; /* "NAME=value" texts ended by NULL, or NULL */
 	const char *secret;
-	int bare;                   /* the rank function opens and joins by itself */
+	int bare; /* the rank function opens and joins by itself */
 	int no_leak_check;
-	int deadline_s;             /* 0: 40 */
+	int deadline_s; /* 0: 40 */
 	size_t shared_bytes;
 };
 
@@ -89,25 +89,25 @@ void rank_fail(const char *file, int line, const char *format, ...)
 int rank_open(struct rank *rank);
 void rank_close(struct rank *rank);
 
-#define expect(cond) \
-	do { \
-		if (!(cond)) \
-			rank_fail(__FILE__, __LINE__, "%s", #cond); \
+#define expect(cond)                                                                               \
+	do {                                                                                       \
+		if (!(cond))                                                                       \
+			rank_fail(__FILE__, __LINE__, "%s", #cond);                                \
 	} while (0)
 /* The call returns `want`; otherwise its name, the result and the error text are told. */
-#define expect_status(want, call) \
-	do { \
-		int status_ = (call); \
-		int want_ = (want); \
-		if (status_ != want_) \
-			rank_fail(__FILE__, __LINE__, "%s = %d (%s: %s), not %d", #call, status_, \
-				m2n_strerror(status_), m2n_error_text(), want_); \
+#define expect_status(want, call)                                                                  \
+	do {                                                                                       \
+		int status_ = (call);                                                              \
+		int want_ = (want);                                                                \
+		if (status_ != want_)                                                              \
+			rank_fail(__FILE__, __LINE__, "%s = %d (%s: %s), not %d", #call, status_,  \
+				m2n_strerror(status_), m2n_error_text(), want_);                   \
 	} while (0)
 #define expect_ok(call) expect_status(0, call)
-#define expect_equal(a, b) \
-	do { \
-		long long a_ = (long long)(a), b_ = (long long)(b); \
-		if (a_ != b_) \
+#define expect_equal(a, b)                                                                         \
+	do {                                                                                       \
+		long long a_ = (long long)(a), b_ = (long long)(b);                                \
+		if (a_ != b_)                                                                      \
 			rank_fail(__FILE__, __LINE__, "%s = %lld, not %s = %lld", #a, a_, #b, b_); \
 	} while (0)
 /* m2n_error_text() holds the words, anywhere. */
