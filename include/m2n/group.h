@@ -33,7 +33,9 @@ struct m2n_group_params {
 	{sizeof(struct m2n_group_params), NULL, -1, -1, NULL, NULL, NULL, M2N_TIMEOUT_DEFAULT}
 
 /*
- * Joins a group. When the rank was there before (a lost process), this one replaces it.
+ * Joins a group. When the rank was there before (a lost process), this one replaces it. A rank
+ * that is not below n_ranks makes the group larger: peers reach it by m2n_group_add() or by
+ * naming it in a channel.
  *
  * Returns 0; -EINVAL (rank or size unknown or out of range: the text says which variables were
  * looked at); M2N_ERR_STORE, M2N_ERR_AUTH, -ETIMEDOUT (store not reached); M2N_ERR_BACKEND.

@@ -48,10 +48,10 @@ static void alloc_source(struct m2n_channel *ch, struct counter *c)
 	size_t words = ch->n_words_experts;
 
 	ch->open = take(c, p->depth, sizeof(*ch->open));
-	for (uint32_t i = 0; i < p->depth; i++) {
+	for (uint32_t i = 0; i < p->depth && (ch->open || c->counting); i++) {
 		uint64_t *bits = take(c, 4 * words, sizeof(*bits));
 
-		if (!ch->open || !bits)
+		if (!bits)
 			continue;
 		ch->open[i].part = bits;
 		ch->open[i].answered = bits + words;
@@ -72,7 +72,7 @@ static void alloc_expert(struct m2n_channel *ch, struct counter *c)
 	size_t pairs = (size_t)p->max_tokens * p->top_k;
 
 	ch->batches = take(c, p->depth, sizeof(*ch->batches));
-	for (uint32_t i = 0; i < p->depth; i++) {
+	for (uint32_t i = 0; i < p->depth && (ch->batches || c->counting); i++) {
 		struct m2n__batch none, *b = ch->batches ? &ch->batches[i] : &none;
 
 		b->shares = take(c, p->n_sources, sizeof(*b->shares));

@@ -112,6 +112,7 @@ struct m2n_channel {
 	uint32_t max_local, max_instances;
 	size_t n_values;       /* of an output row */
 	_Atomic(struct m2n__map_use *) maps;
+	unsigned shape_map; /* where the newest map's digest is in the shape */
 	struct m2n_exchange *dispatch, *reply, *grant;
 
 	/* source and own sink; one thread */
@@ -174,6 +175,8 @@ void m2n__channel_free(struct m2n_channel *ch);
 /* Staging for the replies to one source; allocated when first needed. NULL: out of memory. */
 uint8_t *m2n__replies_staging(struct m2n_channel *ch, uint32_t round_slot, uint32_t source);
 
+/* Exact placement: a round that ended waits for no grant any more. */
+void m2n__forget_grants(struct m2n_channel *ch, struct m2n__open *open);
 /* Exact placement: answers grants that came; any call may make this progress. */
 void m2n__send_granted(struct m2n_channel *ch);
 

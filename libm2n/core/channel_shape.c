@@ -31,6 +31,13 @@ int m2n__channel_use_map(struct m2n_channel *ch, struct m2n_map *map, uint64_t f
 	atomic_store_explicit(&ch->maps, use, memory_order_release);
 	for (last = use; last->older && n < KEPT_MAPS; last = last->older)
 		n++;
+	/* who links from now on must have this map */
+	for (int i = 0; i < 3; i++) {
+		struct m2n_exchange *x = i == 0 ? ch->dispatch : i == 1 ? ch->reply : ch->grant;
+
+		if (x)
+			x->spec.shape.value[ch->shape_map] = map->digest;
+	}
 	if (last->older) {
 		m2n__map_unref(last->older->map);
 		free(last->older);
@@ -108,16 +115,17 @@ static int check_numbers(const struct m2n_channel_params *p)
 	return 0;
 }
 
-static int check_list(const struct m2n_channel_params *p, const char *what, const int *ranks,
-	size_t n)
+static int check_list(const struct m2n_channel_params *p, const char *what, const char *n_what,
+	const int *ranks, size_t n)
 {
-	if (!ranks || n < 1 || n > 65535)
-		return m2n__error(-EINVAL, "channel '%s': %s: %zu ranks%s, accepted: 1..65535",
-			p->name, what, n, ranks ? "" : " (list is NULL)");
+	if (!ranks)
+		return m2n__error(-EINVAL, "channel '%s': %s is NULL", p->name, what);
+	if (n < 1 || n > 65535)
+		return bad(p, n_what, n, "1..65535");
 	for (size_t i = 0; i < n; i++) {
-		if (ranks[i] < 0)
-			return m2n__error(-EINVAL, "channel '%s': %s[%zu] is %d, a rank is 0 or more",
-				p->name, what, i, ranks[i]);
+		if (ranks[i] < 0 || ranks[i] >= M2N__MAX_RANKS)
+			return m2n__error(-EINVAL, "channel '%s': %s[%zu] is %d, accepted: 0..%d",
+				p->name, what, i, ranks[i], M2N__MAX_RANKS - 1);
 		for (size_t k = 0; k < i; k++)
 			if (ranks[k] == ranks[i])
 				return m2n__error(-EINVAL, "channel '%s': rank %d is in %s twice",
@@ -228,11 +236,11 @@ int m2n__channel_derive(const struct m2n_channel_params *params, struct m2n_chan
 	ch->p = *params;
 	rc = check_numbers(p);
 	if (!rc)
-		rc = check_list(p, "sources", p->sources, p->n_sources);
+		rc = check_list(p, "sources", "n_sources (length of sources)", p->sources, p->n_sources);
 	if (!rc)
-		rc = check_list(p, "experts", p->experts, p->n_expert_ranks);
+		rc = check_list(p, "experts", "n_expert_ranks (length of experts)", p->experts, p->n_expert_ranks);
 	if (!rc && p->sinks)
-		rc = check_list(p, "sinks", p->sinks, p->n_sinks);
+		rc = check_list(p, "sinks", "n_sinks (length of sinks)", p->sinks, p->n_sinks);
 	if (!rc)
 		rc = check_map(p);
 	if (rc)
@@ -272,12 +280,12 @@ static uint32_t digest_list(const int *ranks, size_t n)
 	return m2n__fnv_bytes(M2N__FNV_START, ranks, n * sizeof(*ranks));
 }
 
-static void fill_shape(const struct m2n_channel *ch, struct m2n__shape *s)
+static void fill_shape(struct m2n_channel *ch, struct m2n__shape *s)
 {
 	const struct m2n_channel_params *p = &ch->p;
 
 	s->n = 0;
-	m2n__shape_add(s, "n_sources", p->n_sources);
+	m2n__shape_add(s, "n_sources (length of sources)", p->n_sources);
 	m2n__shape_add(s, "n_expert_ranks", p->n_expert_ranks);
 	m2n__shape_add(s, "n_sinks", p->n_sinks);
 	m2n__shape_add(s, "sinks given", !ch->own_sinks);
@@ -298,6 +306,8 @@ static void fill_shape(const struct m2n_channel *ch, struct m2n__shape *s)
 	m2n__shape_add(s, "capacity", p->capacity);
 	m2n__shape_add(s, "overflow", (uint64_t)p->overflow);
 	m2n__shape_add(s, "depth", p->depth);
+	ch->shape_map = s->n;
+	m2n__shape_add(s, "digest of the expert map", m2n__channel_map(ch, UINT64_MAX)->digest);
 }
 
 void m2n__channel_specs(struct m2n_channel *ch, struct m2n__exchange_spec *dispatch,

@@ -54,6 +54,20 @@ static int settled(const struct combine *c, uint32_t j)
 	return !expects(c, j) || m2n__bit(c->answered, j) || (c->refused && m2n__bit(c->refused, j));
 }
 
+static int timed_out(const struct combine *c)
+{
+	char ranks[160] = "";
+	size_t at = 0;
+
+	for (uint32_t j = 0; j < c->ch->reply->n_rx && at < sizeof(ranks); j++)
+		if (!settled(c, j))
+			at += (size_t)snprintf(ranks + at, sizeof(ranks) - at, " %d (%u rows)",
+				c->ch->reply->rx[j].peer->rank,
+				c->plan->rank_first[j + 1] - c->plan->rank_first[j]);
+	return m2n__error(-ETIMEDOUT, "%s: round %lu: no reply from ranks%s", c->ch->title,
+		(unsigned long)c->round, ranks);
+}
+
 static int await(struct combine *c, int64_t timeout_ns)
 {
 	struct m2n_channel *ch = c->ch;
@@ -80,11 +94,7 @@ static int await(struct combine *c, int64_t timeout_ns)
 		}
 	}
 	m2n__wait_end(&w);
-	return rc == -ETIMEDOUT ? m2n__error(rc, "%s: round %lu: rank %d has not replied (%u rows)",
-					 ch->title, (unsigned long)c->round,
-					 ch->reply->rx[j].peer->rank,
-					 c->plan->rank_first[j + 1] - c->plan->rank_first[j])
-				: rc;
+	return rc == -ETIMEDOUT ? timed_out(c) : rc;
 }
 
 /* Who with rows did not answer: the text names the last one. 0, PARTIAL or CAPACITY. */
@@ -192,6 +202,10 @@ static int check(struct m2n_channel *ch, const struct m2n_combine_recv_params *p
 	if (!p->plan || (!p->out && !p->replies && p->plan->n_tokens))
 		return m2n__error(-EINVAL, "%s: combine_recv: %s is NULL", ch->title,
 			p->plan ? "out" : "plan");
+	if ((p->out_stride && p->out_stride < ch->p.out_row_bytes) ||
+		(p->residual_stride && p->residual_stride < ch->p.out_row_bytes))
+		return m2n__error(-EINVAL, "%s: out_stride %zu, residual_stride %zu, at least %zu",
+			ch->title, p->out_stride, p->residual_stride, ch->p.out_row_bytes);
 	if (p->stream)
 		return m2n__error(-ENOTSUP, "%s: stream: this build has no GPU path", ch->title);
 	if (ch->p.reduce_at_expert && (p->weights || p->unit_weights || p->replies))
@@ -266,6 +280,7 @@ static void end_own(struct m2n_channel *ch, struct combine *c)
 {
 	struct m2n__open *open = &ch->open[c->slot];
 
+	m2n__forget_grants(ch, open);
 	open->busy = 0;
 	if (c->round >= ch->next_combine)
 		ch->next_combine = c->round + 1;

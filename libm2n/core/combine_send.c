@@ -240,7 +240,7 @@ static int reply_all(const struct reply *r)
 		if (!m2n__tx_up(tx))
 			rc = m2n__error(M2N_PARTIAL, "%s: round %lu: rank %d is lost: %s", ch->title,
 				(unsigned long)r->b->pub.round, tx->peer->rank,
-				tx->peer->reason[0] ? tx->peer->reason : "it closed its side");
+				m2n__peer_reason(tx->peer));
 		else if (send_reply(r, i))
 			rc = M2N_PARTIAL;
 	}

@@ -260,25 +260,28 @@ static void send_hello(struct m2n__conn *conn)
 	m2n__conn_send(conn, M2N__FRAME_HELLO, body, (size_t)(c.at - body));
 }
 
-/* Is another connection with this peer in the way? 0: go on with this one. */
-static int settle_rivals(struct m2n__conn *conn, struct m2n__peer *peer, uint64_t incarnation)
+/* Is another connection with this peer in the way? Changes nothing: the caller is not proven. */
+static int rival_stands(const struct m2n__conn *conn, const struct m2n__peer *peer,
+	uint64_t incarnation)
 {
-	struct m2n__conn *rival = peer->conn;
+	const struct m2n__conn *rival = peer->conn;
 
 	if (!rival)
 		return 0;
-	if (rival->state == OPEN && peer->incarnation == incarnation)
-		return m2n__error(-EALREADY, "connected already");
-	if (rival->state == OPEN) {
-		m2n__peer_lost(peer, M2N_PEER_LOST, "replaced by a new process");
-		return 0;
-	}
-	if (rival->state != DIALING && rival->state != WAIT_CHALLENGE)
-		return m2n__error(-EALREADY, "another call is being answered");
+	if (rival->state == OPEN)
+		return peer->incarnation == incarnation ? m2n__error(-EALREADY, "connected already") : 0;
 	if (conn->group->rank < peer->rank && !conn->group->replacing && !peer->incarnation)
 		return m2n__error(-EALREADY, "the lower rank's call stands");
-	kill_conn(rival);
 	return 0;
+}
+
+/* The caller is proven: its connection takes the place of a rival. */
+static void end_rival(struct m2n__peer *peer)
+{
+	if (peer->conn && peer->conn->state == OPEN)
+		m2n__peer_lost(peer, M2N_PEER_LOST, "replaced by a new process");
+	else if (peer->conn)
+		kill_conn(peer->conn);
 }
 
 static int read_hello(struct m2n__conn *conn, struct m2n__cursor *c)
@@ -330,7 +333,7 @@ static int on_hello(struct m2n__conn *conn, struct m2n__cursor *c)
 	peer = m2n__group_peer(group, from);
 	if (!peer)
 		return -ENOMEM;
-	rc = settle_rivals(conn, peer, conn->record->incarnation);
+	rc = rival_stands(conn, peer, conn->record->incarnation);
 	if (rc)
 		return rc;
 	m2n__auth_nonce(conn->listener_nonce);
@@ -368,6 +371,8 @@ static int on_challenge(struct m2n__conn *conn, struct m2n__cursor *c)
 	rc = check_proof(conn, M2N__AUTH_LISTENER, proof);
 	if (rc)
 		return rc;
+	if (conn->peer->conn != conn)
+		return m2n__error(-EALREADY, "the peer's own call came first");
 	m2n__auth_prove(&conn->group->key, M2N__AUTH_CALLER, conn->caller_nonce,
 		conn->listener_nonce, conn->context, strlen((char *)conn->context), proof);
 	m2n__conn_send(conn, M2N__FRAME_PROOF, proof, sizeof(proof));
@@ -385,9 +390,10 @@ static int on_proof(struct m2n__conn *conn, struct m2n__cursor *c)
 	m2n__get_bytes(c, proof, sizeof(proof));
 	rc = check_proof(conn, M2N__AUTH_CALLER, proof);
 	if (!rc) /* a rival may have come in between */
-		rc = conn->peer->conn ? settle_rivals(conn, conn->peer, conn->record->incarnation) : 0;
+		rc = rival_stands(conn, conn->peer, conn->record->incarnation);
 	if (rc)
 		return rc;
+	end_rival(conn->peer);
 	conn->state = OPEN;
 	return m2n__peer_opened(conn->peer, conn, conn->record);
 }

@@ -379,7 +379,7 @@ static int note_missing(struct m2n_channel *ch, struct m2n__batch *b, const uint
 		else if (!rc && (!mask || m2n__bit(mask, i)) && !m2n__rx_up(rx_of(ch, i)))
 			rc = m2n__error(M2N_PARTIAL, "%s: round %lu: rank %d is lost: %s", ch->title,
 				(unsigned long)round, ch->p.sources[i],
-				peer->reason[0] ? peer->reason : "it closed its side");
+				m2n__peer_reason(peer));
 	}
 	return rc;
 }

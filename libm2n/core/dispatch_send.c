@@ -37,6 +37,12 @@ static int check(struct m2n_channel *ch, const struct m2n_dispatch_send_params *
 	if (plan->n_rows && ch->p.scale_bytes && !ch->p.cast && !p->scales)
 		return m2n__error(-EINVAL, "%s: the channel has scale_bytes %zu, scales is NULL",
 			ch->title, ch->p.scale_bytes);
+	if (p->row_stride && p->row_stride < ch->p.row_bytes * (ch->p.cast ? 2 : 1))
+		return m2n__error(-EINVAL, "%s: row_stride %zu, at least %zu", ch->title,
+			p->row_stride, ch->p.row_bytes * (ch->p.cast ? 2 : 1));
+	if (p->scale_stride && p->scale_stride < ch->p.scale_bytes)
+		return m2n__error(-EINVAL, "%s: scale_stride %zu, at least %zu", ch->title,
+			p->scale_stride, ch->p.scale_bytes);
 	if (p->stream)
 		return m2n__error(-ENOTSUP, "%s: stream: this build has no GPU path", ch->title);
 	if (p->sink >= (int)ch->p.n_sinks || (ch->own_sinks && p->sink >= 0 &&
@@ -264,10 +270,12 @@ int m2n_dispatch_send(struct m2n_channel *ch, const struct m2n_dispatch_send_par
 			ch->title, (unsigned long)round);
 	slot = m2n__ring_slot(&ch->send_ring, round, ch->p.depth);
 	open = &ch->open[slot];
+	if (open->n_ungranted)
+		m2n__send_granted(ch);
 	if (open->busy || open->n_ungranted)
 		return m2n__error(-EAGAIN, "%s: round %lu still uses the slot of round %lu: call "
-			"combine_recv for it first", ch->title, (unsigned long)open->round,
-			(unsigned long)round);
+			"combine_recv for that one first", ch->title, (unsigned long)round,
+			(unsigned long)open->round);
 	/* Links that come up from here on start with the next round. */
 	atomic_store_explicit(&ch->next_send, round + 1, memory_order_seq_cst);
 	m2n__exchange_enter(ch->dispatch);

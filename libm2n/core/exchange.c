@@ -35,11 +35,15 @@ static int check_params(const struct m2n_exchange_params *p)
 
 static int check_list(const char *name, const char *what, const int *ranks, size_t n)
 {
-	for (size_t i = 0; i < n; i++)
+	for (size_t i = 0; i < n; i++) {
+		if (ranks[i] < 0 || ranks[i] >= M2N__MAX_RANKS)
+			return m2n__error(-EINVAL, "exchange '%s': %s[%zu] is %d, accepted: 0..%d", name,
+				what, i, ranks[i], M2N__MAX_RANKS - 1);
 		for (size_t k = 0; k < i; k++)
 			if (ranks[i] == ranks[k])
 				return m2n__error(-EINVAL, "exchange '%s': rank %d is in %s twice", name,
 					ranks[i], what);
+	}
 	return 0;
 }
 
@@ -115,7 +119,7 @@ static struct m2n__rx *find_rx(struct m2n_exchange *x, int rank)
 static int lost(const struct m2n_exchange *x, const struct m2n__peer *peer)
 {
 	return m2n__error(M2N_ERR_PEER_LOST, "%s: rank %d is lost: %s", x->title, peer->rank,
-		peer->reason[0] ? peer->reason : "it closed its side");
+		m2n__peer_reason(peer));
 }
 
 static int put_mapped(struct m2n_exchange *x, struct m2n__tx *tx, const struct m2n_iov *iov,
@@ -158,19 +162,19 @@ int m2n_exchange_put(struct m2n_exchange *x, int peer, const struct m2n_iov *iov
 	struct m2n__tx *tx = find_tx(x, peer);
 	struct m2n__wait w;
 	size_t bytes = 0;
-	uint32_t slot;
 	int rc = 0;
 
 	if (!tx || (n_iov && !iov))
 		return tx ? m2n__error(-EINVAL, "%s: iov is NULL", x->title) : -EINVAL;
-	for (size_t i = 0; i < n_iov; i++)
-		bytes += iov[i].bytes;
+	for (size_t i = 0; i < n_iov && bytes <= x->spec.slot_bytes; i++)
+		bytes = iov[i].bytes <= x->spec.slot_bytes ? bytes + iov[i].bytes : iov[i].bytes;
 	if (bytes > x->spec.slot_bytes)
 		return m2n__error(-EMSGSIZE, "%s: message of %zu bytes, max_bytes is %zu", x->title,
 			bytes, x->spec.slot_bytes);
-	slot = tx->slot;
 	m2n__wait_begin(&w, x->ctx, timeout_ns);
-	while (m2n__tx_up(tx) && !m2n__tx_free(x, tx, slot) && !(rc = m2n__wait_step(&w)))
+	while ((m2n__tx_up(tx) ? !m2n__tx_free(x, tx, tx->slot)
+			       : m2n__link_coming(&tx->prepared, tx->peer)) &&
+		!(rc = m2n__wait_step(&w)))
 		;
 	m2n__wait_end(&w);
 	if (w.start_ns)
@@ -222,15 +226,17 @@ int m2n_exchange_get(struct m2n_exchange *x, int peer, int64_t timeout_ns, const
 	if (rx->held)
 		return m2n__error(-EBUSY, "%s: the last message of rank %d was not released",
 			x->title, peer);
-	slot = rx->slot;
 	m2n__wait_begin(&w, x->ctx, timeout_ns);
-	while (!complete(x, rx, slot) && m2n__rx_up(rx) && !(rc = m2n__wait_step(&w)))
+	while (!complete(x, rx, rx->slot) &&
+		(m2n__rx_up(rx) || m2n__link_coming(&rx->prepared, rx->peer)) &&
+		!(rc = m2n__wait_step(&w)))
 		;
 	m2n__wait_end(&w);
 	if (w.start_ns)
 		m2n__tally_add(&rx->tally.wait_ns, (uint64_t)m2n__waited_ns(&w));
+	slot = rx->slot;
 	if (!complete(x, rx, slot)) { /* what had arrived of a lost peer is still taken */
-		if (!m2n__rx_up(rx))
+		if (!rc)
 			return lost(x, rx->peer);
 		return rc == -EAGAIN ? rc
 				     : m2n__error(rc, "%s: message %lu of rank %d did not come",

@@ -89,6 +89,12 @@ static int answer(struct m2n_channel *ch, struct m2n__open *open, uint32_t slot,
 	return rc;
 }
 
+/* Is the process behind the rank the one that got the head? */
+static int knows_round(const struct m2n__tx *tx, uint64_t round)
+{
+	return m2n__tx_up(tx) && tx->first_round <= round;
+}
+
 static void answer_round(struct m2n_channel *ch, struct m2n__open *open, uint32_t slot)
 {
 	for (uint32_t j = 0; j < ch->dispatch->n_tx && open->n_ungranted; j++) {
@@ -96,13 +102,13 @@ static void answer_round(struct m2n_channel *ch, struct m2n__open *open, uint32_
 
 		if (!m2n__bit(open->ungranted, j))
 			continue;
-		if (m2n__tx_up(&ch->dispatch->tx[j]) &&
+		if (knows_round(&ch->dispatch->tx[j], open->round) &&
 			!(m2n__rx_ready(ch->grant, rx, slot, open->round) &&
 				m2n__rx_whole(ch->grant, rx, slot)))
 			continue;
 		m2n__bit_clear(open->ungranted, j);
 		open->n_ungranted--;
-		if (!m2n__tx_up(&ch->dispatch->tx[j]))
+		if (!knows_round(&ch->dispatch->tx[j], open->round))
 			continue; /* combine_recv reports what is missing */
 		m2n__rx_take(ch->grant, rx, slot, 1);
 		if (m2n__rx_head(ch->grant, rx, slot)->flags & M2N__SLOT_REFUSED) {
@@ -112,6 +118,17 @@ static void answer_round(struct m2n_channel *ch, struct m2n__open *open, uint32_
 			m2n_group_drop(ch->group, ch->dispatch->tx[j].peer->rank);
 		}
 	}
+}
+
+void m2n__forget_grants(struct m2n_channel *ch, struct m2n__open *open)
+{
+	if (!open->n_ungranted)
+		return;
+	while (atomic_flag_test_and_set_explicit(&ch->granting, memory_order_acquire))
+		;
+	memset(open->ungranted, 0, ch->n_words_experts * sizeof(*open->ungranted));
+	open->n_ungranted = 0;
+	atomic_flag_clear_explicit(&ch->granting, memory_order_release);
 }
 
 void m2n__send_granted(struct m2n_channel *ch)

@@ -18,7 +18,6 @@
 #include "util/time.h"
 
 #define RETRY_NS INT64_C(2000000)
-#define MAX_RANKS (1 << 20)
 
 static void peer_key(const struct m2n_group *group, int rank, char key[M2N__STORE_KEY_MAX])
 {
@@ -29,8 +28,8 @@ struct m2n__peer *m2n__group_peer(struct m2n_group *group, int rank)
 {
 	struct m2n__peer *peer;
 
-	if (rank < 0 || rank >= MAX_RANKS) {
-		m2n__error(-EINVAL, "rank %d is out of range 0..%d", rank, MAX_RANKS - 1);
+	if (rank < 0 || rank >= M2N__MAX_RANKS) {
+		m2n__error(-EINVAL, "rank %d is out of range 0..%d", rank, M2N__MAX_RANKS - 1);
 		return NULL;
 	}
 	if (rank >= group->n_peers) {
@@ -167,6 +166,12 @@ void m2n__peer_lost(struct m2n__peer *peer, enum m2n_peer_state state, const cha
 	peer->ep = NULL;
 }
 
+const char *m2n__peer_reason(const struct m2n__peer *peer)
+{
+	return state_of(peer) != M2N_PEER_LIVE && peer->reason[0] ? peer->reason
+								   : "it closed its side";
+}
+
 void m2n__peer_want(struct m2n__peer *peer)
 {
 	if (state_of(peer) == M2N_PEER_LIVE || peer->wanted)
@@ -184,16 +189,18 @@ int m2n__peer_status(struct m2n__peer *peer)
 		return m2n__error(peer->fatal, "%s", peer->fatal_text);
 	if (state_of(peer) == M2N_PEER_LOST || state_of(peer) == M2N_PEER_LEFT)
 		return m2n__error(M2N_ERR_PEER_LOST, "rank %d is lost: %s", peer->rank,
-			peer->reason);
+			m2n__peer_reason(peer));
 	return 0;
 }
 
 void m2n__peer_send(struct m2n__peer *peer, enum m2n__frame_type type, const void *body,
 	size_t bytes)
 {
+	if (state_of(peer) != M2N_PEER_LIVE)
+		return;
 	if (peer->conn)
 		m2n__conn_send(peer->conn, type, body, bytes);
-	else if (peer->rank == peer->group->rank && state_of(peer) == M2N_PEER_LIVE)
+	else if (peer->rank == peer->group->rank)
 		(void)m2n__link_frame(peer, type, body, bytes); /* to ourselves */
 }
 
@@ -343,7 +350,7 @@ static int find_place(struct m2n_ctx *ctx, struct m2n_group_params *p, struct m2
 		if (*c <= ' ' || *c > '~' || strlen(name) >= sizeof(group->name))
 			return m2n__error(-EINVAL,
 				"group name '%s': 1..63 printable characters without spaces", name);
-	if (group->rank < 0 || group->n_ranks < 1 || group->rank >= MAX_RANKS)
+	if (group->rank < 0 || group->n_ranks < 1 || group->rank >= M2N__MAX_RANKS)
 		return m2n__error(-EINVAL,
 			"rank %d of %d: give rank and n_ranks, set M2N_RANK and M2N_SIZE, or start "
 			"by torchrun, mpirun or srun (launcher found: %s)", group->rank,

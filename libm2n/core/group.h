@@ -19,6 +19,8 @@
 #include "core/record.h"
 #include "wire/control_wire.h"
 
+#define M2N__MAX_RANKS (1 << 20)
+
 struct m2n__conn;
 struct m2n_exchange;
 
@@ -70,7 +72,7 @@ struct m2n_group {
 	unsigned n_pending;
 	struct m2n__old_ep *old_eps;
 	struct m2n_exchange *exchanges;
-	uint64_t next_conn_id;
+	uint64_t next_conn_id, next_link_id;
 	unsigned n_to_dial; /* peers that drive() must look at */
 };
 
@@ -87,6 +89,8 @@ void m2n__group_wait(struct m2n_group *group);
 /* Sends a frame to a peer; one that cannot take it is lost. Under lock. */
 void m2n__peer_send(struct m2n__peer *peer, enum m2n__frame_type type, const void *body,
 	size_t bytes);
+/* Why a link to the peer is down; constant while it is. */
+const char *m2n__peer_reason(const struct m2n__peer *peer);
 /* A call that needs the peer now: 0, or its fatal status with text, or PEER_LOST with reason. */
 int m2n__peer_status(struct m2n__peer *peer);
 

@@ -23,6 +23,7 @@ struct link_frame {
 	char name[M2N__EXCHANGE_NAME];
 	uint32_t n_values;
 	uint64_t values[M2N__SHAPE_MAX];
+	uint64_t id;                /* of the sender's preparation */
 	uint64_t first_round;
 	uint32_t sends, receives; /* roles of the frame's sender towards us */
 	uint32_t signal0;
@@ -161,6 +162,7 @@ static int send_link(struct m2n_exchange *x, struct m2n__peer *peer, struct m2n_
 	int rc;
 
 	m2n__put_blob(&c, x->name, strlen(x->name));
+	m2n__put_u64(&c, tx ? tx->own_id : rx->own_id);
 	m2n__put_u32(&c, x->spec.shape.n);
 	for (unsigned i = 0; i < x->spec.shape.n; i++)
 		m2n__put_u64(&c, x->spec.shape.value[i]);
@@ -194,10 +196,15 @@ void m2n__exchange_peer_live(struct m2n_exchange *x, struct m2n__peer *peer)
 		rc = prepare_rx(x, rx);
 	if (tx && !rc)
 		rc = prepare_tx(x, tx);
-	if (rx)
+	x->group->next_link_id++;
+	if (rx) {
 		rx->prepared = 1;
-	if (tx)
+		rx->own_id = x->group->next_link_id;
+	}
+	if (tx) {
 		tx->prepared = 1;
+		tx->own_id = x->group->next_link_id;
+	}
 	if (!rc)
 		rc = send_link(x, peer, tx, rx);
 	if (rc) {
@@ -228,6 +235,7 @@ static int read_frame(struct link_frame *f, const uint8_t *body, size_t bytes)
 
 	memset(f, 0, sizeof(*f));
 	m2n__get_text(&c, f->name, sizeof(f->name));
+	f->id = m2n__get_u64(&c);
 	f->n_values = m2n__get_u32(&c);
 	if (f->n_values > M2N__SHAPE_MAX)
 		c.overrun = 1;
@@ -323,14 +331,21 @@ static int link_rx(struct m2n_exchange *x, struct m2n__rx *rx, const struct link
 /* A frame for an exchange that exists and whose own side is prepared. */
 static int apply(struct m2n_exchange *x, struct m2n__peer *peer, const struct link_frame *f)
 {
+	struct m2n__tx *tx = tx_of(x, peer);
+	struct m2n__rx *rx = rx_of(x, peer);
 	int rc = compare_shape(x, peer, f);
 
+	if (tx)
+		tx->peer_id = f->id;
+	if (rx)
+		rx->peer_id = f->id;
 	if (!rc && f->receives)
-		rc = link_tx(x, tx_of(x, peer), f);
+		rc = link_tx(x, tx, f);
 	if (!rc && f->sends)
-		rc = link_rx(x, rx_of(x, peer), f);
+		rc = link_rx(x, rx, f);
 	if (rc && !x->error) {
 		x->error = rc;
+		x->error_rank = peer->rank;
 		snprintf(x->error_text, sizeof(x->error_text), "%.250s", m2n_error_text());
 		m2n__log(&x->ctx->log, M2N_LOG_ERROR, "%s", x->error_text);
 	}
@@ -356,6 +371,27 @@ static int keep_pending(struct m2n__peer *peer, const uint8_t *body, size_t byte
 	*at = p;
 	group->n_pending++;
 	return 0;
+}
+
+/*
+ * The peer closed its side. If that side had taken our LINK frame, ours is used up: it is made
+ * anew when the peer comes again. If it had not, our frame still waits there for the next one,
+ * and what the peer's last LINK frame led to here (a link, a disagreement) is void.
+ */
+static void on_unlink(struct m2n_exchange *x, struct m2n__peer *peer, uint64_t seen)
+{
+	struct m2n__tx *tx = tx_of(x, peer);
+	struct m2n__rx *rx = rx_of(x, peer);
+
+	m2n__exchange_peer_lost(x, peer);
+	if ((tx ? tx->own_id : rx ? rx->own_id : seen) == seen)
+		return;
+	if (x->error_rank == peer->rank)
+		x->error = 0;
+	if (tx)
+		tx->prepared = 1;
+	if (rx)
+		rx->prepared = 1;
 }
 
 static void drop_pending(struct m2n_group *group, int rank, const char *name)
@@ -393,42 +429,50 @@ static void take_pending(struct m2n_exchange *x, struct m2n__peer *peer)
 	}
 }
 
+static int unlink_frame(struct m2n__peer *peer, const uint8_t *body, size_t bytes)
+{
+	struct m2n__cursor c = {(uint8_t *)(uintptr_t)body, (uint8_t *)(uintptr_t)body + bytes, 0};
+	char name[M2N__EXCHANGE_NAME];
+	uint64_t seen;
+
+	m2n__get_text(&c, name, sizeof(name));
+	seen = m2n__get_u64(&c);
+	if (c.overrun)
+		return m2n__error(M2N_ERR_PROTOCOL, "UNLINK frame of %zu bytes cannot be read", bytes);
+	drop_pending(peer->group, peer->rank, name);
+	for (struct m2n_exchange *x = peer->group->exchanges; x; x = x->next)
+		if (strcmp(x->name, name) == 0)
+			on_unlink(x, peer, seen);
+	return 0;
+}
+
 int m2n__link_frame(struct m2n__peer *peer, enum m2n__frame_type type, const uint8_t *body,
 	size_t bytes)
 {
-	struct m2n_group *group = peer->group;
+	struct m2n_exchange *x = peer->group->exchanges;
+	struct m2n__tx *tx;
+	struct m2n__rx *rx;
 	struct link_frame f;
-	int rc = read_frame(&f, body, bytes);
+	int rc;
 
+	if (type == M2N__FRAME_UNLINK)
+		return unlink_frame(peer, body, bytes);
+	rc = read_frame(&f, body, bytes);
 	if (rc)
 		return rc;
-	for (struct m2n_exchange *x = group->exchanges; x; x = x->next) {
-		struct m2n__tx *tx = tx_of(x, peer);
-		struct m2n__rx *rx = rx_of(x, peer);
-
-		if (strcmp(x->name, f.name) != 0)
-			continue;
-		if (type == M2N__FRAME_UNLINK) {
-			m2n__exchange_peer_lost(x, peer);
-			return 0;
-		}
-		if (!tx && !rx)
-			break;
-		/* a peer that made its side anew: so do we */
-		if (!(tx && tx->prepared) && !(rx && rx->prepared)) {
-			int kept = keep_pending(peer, body, bytes);
-
-			if (!kept)
-				m2n__exchange_peer_live(x, peer);
-			return kept;
-		}
+	while (x && strcmp(x->name, f.name) != 0)
+		x = x->next;
+	tx = x ? tx_of(x, peer) : NULL;
+	rx = x ? rx_of(x, peer) : NULL;
+	if (!tx && !rx)
+		return keep_pending(peer, body, bytes);
+	if ((tx && tx->prepared) || (rx && rx->prepared))
 		return apply(x, peer, &f);
-	}
-	if (type == M2N__FRAME_UNLINK) {
-		drop_pending(group, peer->rank, f.name);
-		return 0;
-	}
-	return keep_pending(peer, body, bytes);
+	/* our side was used up by an earlier one of the peer's: make it anew, then take the frame */
+	rc = keep_pending(peer, body, bytes);
+	if (!rc)
+		m2n__exchange_peer_live(x, peer);
+	return rc;
 }
 
 int m2n__group_is_idle(struct m2n_group *group)
@@ -647,19 +691,18 @@ static void free_links(struct m2n_exchange *x)
 
 static void say_goodbye(struct m2n_exchange *x)
 {
-	uint8_t body[256];
-	struct m2n__cursor c = {body, body + sizeof(body), 0};
-
-	m2n__put_blob(&c, x->name, strlen(x->name));
-	for (int i = 0; i < 7; i++) /* an UNLINK is a LINK of nothing */
-		m2n__put_u32(&c, 0);
-	m2n__put_u32(&c, 0);
-	m2n__put_u32(&c, 0);
 	for (size_t i = 0; i < x->n_tx + x->n_rx; i++) {
-		struct m2n__peer *peer = i < x->n_tx ? x->tx[i].peer : x->rx[i - x->n_tx].peer;
+		struct m2n__rx *rx = i < x->n_tx ? NULL : &x->rx[i - x->n_tx];
+		struct m2n__peer *peer = rx ? rx->peer : x->tx[i].peer;
+		uint64_t seen = rx ? rx->peer_id : x->tx[i].peer_id;
+		uint8_t body[M2N__EXCHANGE_NAME + 16];
+		struct m2n__cursor c = {body, body + sizeof(body), 0};
 
-		if (peer && (i < x->n_tx || !tx_of(x, peer)) && peer->rank != x->group->rank)
-			m2n__peer_send(peer, M2N__FRAME_UNLINK, body, (size_t)(c.at - body));
+		if (!peer || (rx && tx_of(x, peer)) || peer->rank == x->group->rank)
+			continue;
+		m2n__put_blob(&c, x->name, strlen(x->name));
+		m2n__put_u64(&c, seen);
+		m2n__peer_send(peer, M2N__FRAME_UNLINK, body, (size_t)(c.at - body));
 	}
 }
 

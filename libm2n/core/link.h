@@ -68,7 +68,8 @@ struct m2n__tx {
 	uint64_t seq;              /* public exchange: messages sent */
 	uint32_t slot;             /* public exchange: of the next message */
 	struct m2n__shared stage;  /* messaging: [n_slots] heads and staged payload */
-	int prepared; /* our side is ready and the peer was told */
+	atomic_int prepared; /* our side is fresh and the peer was told */
+	uint64_t own_id, peer_id; /* of our LINK frame, and of the peer's that was taken */
 	int was_linked;
 	struct m2n__tally tally;
 };
@@ -90,7 +91,8 @@ struct m2n__rx {
 	uint64_t seq;             /* public exchange: messages taken */
 	uint32_t slot;            /* public exchange: of the next message */
 	int held;
-	int prepared; /* our side is ready and the peer was told */
+	atomic_int prepared; /* our side is fresh and the peer was told */
+	uint64_t own_id, peer_id; /* of our LINK frame, and of the peer's that was taken */
 	int was_linked;
 	struct m2n__tally tally;
 };
@@ -118,6 +120,7 @@ struct m2n_exchange {
 	struct m2n__garbage *garbage;
 	atomic_uint busy; /* calls that are writing into peers' memory */
 	int error;        /* a disagreement found by a LINK frame */
+	int error_rank;
 	char error_text[256];
 };
 
@@ -214,6 +217,13 @@ static inline void m2n__exchange_exit(struct m2n_exchange *x)
 static inline int m2n__tx_up(const struct m2n__tx *tx)
 {
 	return atomic_load_explicit(&tx->up, memory_order_acquire);
+}
+
+/* Not up yet, but the peer is there and will be: calls may wait. */
+static inline int m2n__link_coming(const atomic_int *prepared, const struct m2n__peer *peer)
+{
+	return atomic_load_explicit(prepared, memory_order_relaxed) &&
+	       atomic_load_explicit(&peer->state, memory_order_relaxed) == M2N_PEER_LIVE;
 }
 
 static inline int m2n__rx_up(const struct m2n__rx *rx)

@@ -176,6 +176,6 @@ int m2n__tx_flush(struct m2n_exchange *x, struct m2n__tx *tx, int64_t timeout_ns
 			tx->peer->rank);
 	if (!m2n__tx_up(tx) || pending < 0)
 		return m2n__error(M2N_ERR_PEER_LOST, "%s: rank %d is lost: %s", x->title,
-			tx->peer->rank, tx->peer->reason);
+			tx->peer->rank, m2n__peer_reason(tx->peer));
 	return 0;
 }

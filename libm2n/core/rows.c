@@ -169,10 +169,9 @@ size_t m2n__rows_gather(struct m2n_channel *ch, const struct m2n__open *open, ui
 	for (uint32_t u = first; scale_bytes && u < end; u++)
 		n = add_piece(iov, n, base, made ? scales + u * scale_bytes
 			: get_row(ch, open, plan->unique_token[u], 0, NULL, NULL).scales, scale_bytes);
-	if (used < scale_room) {
+	if (used < scale_room)
 		iov[n++] = (struct m2n_iov){zeros, scale_room - used};
-		base = n;
-	}
+	base = n; /* rows may go to another place than scales */
 	for (uint32_t u = first; u < end; u++)
 		n = add_piece(iov, n, base, made ? rows + u * row_bytes
 			: get_row(ch, open, plan->unique_token[u], 0, NULL, NULL).bytes, row_bytes);
