@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/utsname.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "commit.h"
 
@@ -34,7 +35,8 @@ void perf_env_get(struct perf_env *env)
 	time_t now = time(NULL);
 	struct tm tm;
 
-	*env = (struct perf_env){.cores = perf_n_cores(), .version = m2n_version(),
+	*env = (struct perf_env){.cores = (unsigned)sysconf(_SC_NPROCESSORS_ONLN),
+		.version = m2n_version(),
 		.commit = PERF_COMMIT};
 	read_cpu(env->cpu, sizeof(env->cpu));
 	if (uname(&host) == 0)

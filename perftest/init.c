@@ -26,36 +26,49 @@ static uint64_t read_kb(const char *path, const char *key)
 	return kb * 1024;
 }
 
-/*
- * Memory that came with the channel. Resident is what has pages, shared or not; mapped counts
- * address space, also that of peers' memory.
- */
+/* A page that several ranks map counts in equal parts, so that the sum over ranks is the truth. */
+static uint64_t share_of_memory(void)
+{
+	return read_kb("/proc/self/smaps_rollup", "Pss_Anon:") +
+		read_kb("/proc/self/smaps_rollup", "Pss_Shmem:");
+}
+
+/* Memory that came with context, group and channel, while all ranks have theirs. */
+static void note_memory(struct perf_rank *rank, const struct m2n_channel_params *params,
+	uint64_t share_before, uint64_t mapped_before)
+{
+	struct page_rank *result = page_rank(rank->page, (uint32_t)rank->rank);
+	struct m2n_channel_memory memory;
+
+	perf_rank_barrier(rank);
+	uint64_t share = share_of_memory();
+	result->memory_share = share > share_before ? share - share_before : 0;
+	result->memory_mapped = read_kb("/proc/self/status", "VmSize:") - mapped_before;
+	perf_rank_check(rank, m2n_channel_query_memory(params, rank->rank, &memory),
+		"m2n_channel_query_memory");
+	result->memory_predicted = memory.total_bytes;
+}
+
 static void open_once(struct perf_rank *rank, int64_t iter)
 {
 	struct page_stamp *stamp = page_stamps(rank->page, (uint32_t)rank->rank, 0, 0);
-	struct page_rank *result = page_rank(rank->page, (uint32_t)rank->rank);
 	struct m2n_channel_params params;
-	struct m2n_channel_memory memory;
 	struct m2n_channel *channel;
 	char name[32];
 
 	moe_channel_params(rank->args, rank->job->routing, &params);
 	snprintf(name, sizeof(name), "init%" PRId64, iter);
 	perf_rank_barrier(rank);
+	uint64_t share = iter == 0 ? share_of_memory() : 0;
+	uint64_t mapped = iter == 0 ? read_kb("/proc/self/status", "VmSize:") : 0;
+	perf_rank_barrier(rank);
 	int64_t start = perf_now();
 	perf_rank_join(rank, name);
-	uint64_t resident = iter == 0 ? read_kb("/proc/self/smaps_rollup", "Rss:") : 0;
-	uint64_t mapped = iter == 0 ? read_kb("/proc/self/status", "VmSize:") : 0;
 	perf_rank_check(
 		rank, m2n_channel_create(rank->group, &params, &channel), "m2n_channel_create");
 	stamp[iter] = (struct page_stamp){start, perf_now()};
-	if (iter == 0) {
-		result->memory_rss = read_kb("/proc/self/smaps_rollup", "Rss:") - resident;
-		result->memory_mapped = read_kb("/proc/self/status", "VmSize:") - mapped;
-		perf_rank_check(rank, m2n_channel_query_memory(&params, rank->rank, &memory),
-			"m2n_channel_query_memory");
-		result->memory_predicted = memory.total_bytes;
-	}
+	if (iter == 0)
+		note_memory(rank, &params, share, mapped);
 	perf_rank_note_backend(rank, rank->source >= 0 ? (int)rank->args->n_sources : 0);
 	perf_rank_barrier(rank);
 	m2n_channel_destroy(channel);

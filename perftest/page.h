@@ -42,7 +42,8 @@ struct page_rank {
 	uint32_t finished;
 	uint32_t verified;      /* rows or messages that were checked and right */
 	uint64_t staged_bytes;
-	uint64_t memory_predicted, memory_rss, memory_mapped; /* init */
+	/* init: what the library says, and this rank's share of what is there. */
+	uint64_t memory_predicted, memory_share, memory_mapped;
 	char backend[24];
 	char host[96];          /* equal on ranks of one host */
 };

@@ -118,7 +118,7 @@ static json_t *memory_json(const struct perf_report *report)
 			list, json_pack("{s:i, s:s, s:I, s:I, s:I}", "rank", (int)i, "role",
 				      i < report->args->n_sources ? "source" : "expert",
 				      "predicted_bytes", (json_int_t)rank->memory_predicted,
-				      "resident_bytes", (json_int_t)rank->memory_rss,
+				      "share_bytes", (json_int_t)rank->memory_share,
 				      "mapped_bytes", (json_int_t)rank->memory_mapped));
 	}
 	return list;

@@ -116,12 +116,19 @@ void perf_report_matrix(FILE *file, const struct perf_report *report)
 
 void perf_report_memory(FILE *file, const struct perf_report *report)
 {
-	fprintf(file, "# memory per rank, bytes\n%4s %-7s %14s %14s %14s\n", "rank", "role",
-		"predicted", "resident", "mapped");
+	uint64_t predicted = 0, share = 0;
+
+	fprintf(file,
+		"# memory: what the library says, and shares of what is there (their sum is all)\n"
+		"%4s %-7s %14s %14s %14s\n",
+		"rank", "role", "predicted", "share", "mapped");
 	for (uint32_t i = 0; i < report->job->dims.n_ranks; i++) {
 		const struct page_rank *rank = page_rank(report->job->page, i);
 		fprintf(file, "%4u %-7s %14" PRIu64 " %14" PRIu64 " %14" PRIu64 "\n", i,
 			i < report->args->n_sources ? "source" : "expert", rank->memory_predicted,
-			rank->memory_rss, rank->memory_mapped);
+			rank->memory_share, rank->memory_mapped);
+		predicted += rank->memory_predicted;
+		share += rank->memory_share;
 	}
+	fprintf(file, " all         %14" PRIu64 " %14" PRIu64 "\n", predicted, share);
 }

@@ -107,8 +107,8 @@ struct perf_routing *perf_routing_trace(
 	char *path = read_form(form, &layer);
 
 	if (path == NULL) {
-		snprintf(
-			text, text_bytes, "--routing: 'trace:%s' is not trace:FILE[,layer=L]", form);
+		snprintf(text, text_bytes, "--routing: 'trace:%s' is not trace:FILE[,layer=L]",
+			form);
 		return NULL;
 	}
 	int status = trace_load(path, &trace, text, text_bytes);
