@@ -42,9 +42,13 @@ static void fill_task(const struct perf_job *job)
 	struct mpi_task *task = page_extra(job->page);
 
 	*task = (struct mpi_task){.row_bytes = args->row_bytes,
-		.out_row_bytes = perf_out_row_bytes(args), .n_iters = args->n_iters,
-		.n_reps = args->n_reps, .n_warmup = args->n_warmup,
-		.n_sources = (uint32_t)args->n_sources, .dtype = (uint32_t)args->dtype,
+		.out_row_bytes = perf_out_row_bytes(args),
+		.n_iters = args->n_iters,
+		.n_reps = args->n_reps,
+		.n_warmup = args->n_warmup,
+		.n_sources = (uint32_t)args->n_sources,
+		.depth = (uint32_t)args->depth,
+		.dtype = (uint32_t)args->dtype,
 		.no_pin = args->no_pin};
 	while (job->kinds[task->series] != PERF_MPI)
 		task->series++;

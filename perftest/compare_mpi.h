@@ -11,6 +11,7 @@ struct mpi_task {
 	uint64_t row_bytes, out_row_bytes;
 	uint64_t n_iters, n_reps, n_warmup;
 	uint32_t n_sources;
+	uint32_t depth;       /* receive buffers in turn, as a channel has slots */
 	uint32_t dtype;
 	uint32_t series;      /* of the sheet */
 	uint32_t first_case;  /* dispatch; combine is the next */

@@ -35,10 +35,12 @@ struct yardstick {
 		forth; /* rows by peer: sent in dispatch and received in combine, or the reverse */
 	struct lists none;
 	MPI_Datatype row, out_row;
-	char *rows, *packed;         /* source: tokens; rows by expert rank. expert: received */
+	char *rows, *out;            /* source: tokens, sums */
+	char *sends;                 /* packed: rows by expert rank, or outputs by source */
+	char *received;              /* of this round: one of `slots` */
 	char *batch;                 /* expert: rows, or outputs, by expert */
-	char *replies;               /* source: received; expert: outputs by source */
-	char *out;
+	char *slots;                 /* [depth, slot_bytes] */
+	uint64_t slot_bytes, n_rounds;
 };
 
 static void __attribute__((noreturn)) give_up(struct yardstick *y, const char *what)
@@ -80,8 +82,10 @@ static void open_buffers(struct yardstick *y)
 	uint64_t n_rows = most_rows(y, y->source, y->expert);
 	uint64_t larger = row_bytes > out_row_bytes ? row_bytes : out_row_bytes;
 
-	y->packed = allocate(y, n_rows * row_bytes);
-	y->replies = allocate(y, n_rows * out_row_bytes);
+	y->sends = allocate(y, n_rows * (y->source >= 0 ? row_bytes : out_row_bytes));
+	y->slot_bytes = n_rows * (y->source >= 0 ? out_row_bytes : row_bytes);
+	y->slot_bytes = (y->slot_bytes + 4095) & ~UINT64_C(4095);
+	y->slots = allocate(y, y->task->depth * y->slot_bytes);
 	if (y->source >= 0) {
 		y->rows = allocate(y, y->routing->max_tokens * row_bytes);
 		y->out = allocate(y, y->routing->max_tokens * out_row_bytes);
@@ -136,7 +140,7 @@ static void pack_rows(const struct yardstick *y)
 	size_t bytes = y->task->row_bytes;
 
 	for (uint32_t row = 0; row < order->n_rows; row++)
-		memcpy(y->packed + row * bytes, y->rows + order->row_token[row] * bytes, bytes);
+		memcpy(y->sends + row * bytes, y->rows + order->row_token[row] * bytes, bytes);
 }
 
 /* Between [source][expert][rows] as it travels and [expert][source][rows] as experts want it. */
@@ -194,7 +198,7 @@ static void sum_replies(struct yardstick *y)
 			if (ids[pair] < 0)
 				continue;
 			w[n] = weights[pair];
-			rows[n++] = y->replies + (size_t)order->pair_row[pair] * bytes;
+			rows[n++] = y->received + (size_t)order->pair_row[pair] * bytes;
 		}
 		kernels->wsum[y->task->dtype](
 			y->out + token * bytes, NULL, rows, w, n, n_values, 1);
@@ -245,9 +249,9 @@ static void source_round(struct yardstick *y, int64_t iter)
 	meet(y);
 	stamp_of(y, 0, iter)->start = perf_now();
 	pack_rows(y);
-	exchange(y, y->packed, NULL, true);
+	exchange(y, y->sends, NULL, true);
 	meet(y);
-	exchange(y, NULL, y->replies, false);
+	exchange(y, NULL, y->received, false);
 	sum_replies(y);
 	stamp_of(y, 1, iter)->end = perf_now();
 }
@@ -257,22 +261,23 @@ static void expert_round(struct yardstick *y, int64_t iter)
 	bool alone = y->n_sources == 1;
 
 	meet(y);
-	exchange(y, NULL, y->packed, true);
+	exchange(y, NULL, y->received, true);
 	if (!alone)
-		reorder(y, y->packed, y->batch, y->task->row_bytes, true);
+		reorder(y, y->received, y->batch, y->task->row_bytes, true);
 	stamp_of(y, 0, iter)->end = perf_now();
 	if (iter < 0)
-		check_batch(y, alone ? y->packed : y->batch);
+		check_batch(y, alone ? y->received : y->batch);
 	meet(y);
 	stamp_of(y, 1, iter)->start = perf_now();
 	if (!alone)
-		reorder(y, y->replies, y->batch, y->task->out_row_bytes, false);
-	exchange(y, alone ? y->batch : y->replies, NULL, false);
+		reorder(y, y->sends, y->batch, y->task->out_row_bytes, false);
+	exchange(y, alone ? y->batch : y->sends, NULL, false);
 }
 
 static void run_round(struct yardstick *y, int64_t iter)
 {
 	y->variant = (uint32_t)((uint64_t)(iter < 0 ? -1 - iter : iter) % y->routing->n_variants);
+	y->received = y->slots + y->n_rounds++ % y->task->depth * y->slot_bytes;
 	plan(y);
 	if (y->source >= 0)
 		source_round(y, iter);
