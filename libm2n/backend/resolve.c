@@ -110,6 +110,11 @@ static void no_notify(struct m2n__ep *ep)
 	(void)ep;
 }
 
+static void no_doze(struct m2n__iface *iface, int change)
+{
+	(void)iface, (void)change;
+}
+
 static uint32_t no_arm(struct m2n__iface *iface)
 {
 	(void)iface;
@@ -153,6 +158,7 @@ const struct m2n__backend_ops *m2n__backend_resolve(const struct m2n__backend_op
 		OR(progress, no_progress),
 		OR(check, no_check),
 		OR(notify, no_notify),
+		OR(doze, no_doze),
 		OR(arm, no_arm),
 		OR(wait, no_wait),
 		OR(disarm, no_disarm),

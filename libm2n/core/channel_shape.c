@@ -285,7 +285,7 @@ static void fill_shape(struct m2n_channel *ch, struct m2n__shape *s)
 	const struct m2n_channel_params *p = &ch->p;
 
 	s->n = 0;
-	m2n__shape_add(s, "n_sources (length of sources)", p->n_sources);
+	m2n__shape_add(s, "n_sources", p->n_sources);
 	m2n__shape_add(s, "n_expert_ranks", p->n_expert_ranks);
 	m2n__shape_add(s, "n_sinks", p->n_sinks);
 	m2n__shape_add(s, "sinks given", !ch->own_sinks);

@@ -246,11 +246,11 @@ static int find_own(struct m2n_channel *ch, const struct m2n_combine_recv_params
 /* To the expert ranks that wrote to a slot of this sink. */
 static void give_credits(struct m2n_channel *ch, const struct combine *c, uint64_t round)
 {
-	m2n__exchange_enter(ch->reply);
+	m2n__exchange_enter(ch->reply, M2N__WRITER_RX);
 	for (uint32_t j = 0; j < ch->reply->n_rx; j++)
 		if (m2n__bit(c->answered, j) && m2n__rx_up(&ch->reply->rx[j]))
 			m2n__rx_credit(ch->reply, &ch->reply->rx[j], c->slot, round);
-	m2n__exchange_exit(ch->reply);
+	m2n__exchange_exit(ch->reply, M2N__WRITER_RX);
 	memset(c->answered, 0, ch->n_words_experts * sizeof(*c->answered));
 	ch->sink_owed[c->slot] = 0;
 }

@@ -40,6 +40,8 @@ static void store_rows(const struct reply *r, uint32_t source, uint8_t *dst)
 		uint32_t cell = e * (uint32_t)ch->p.n_sources + source, n = r->b->counts[cell];
 		const uint8_t *src = cell_rows(r, cell);
 
+		if (!n)
+			continue;
 		if (r->stride == bytes) {
 			m2n__move(ch, stream, dst, src, n * bytes);
 			dst += n * bytes;
@@ -231,7 +233,7 @@ static int reply_all(const struct reply *r)
 	struct m2n_channel *ch = r->ch;
 	int rc = 0;
 
-	m2n__exchange_enter(ch->reply);
+	m2n__exchange_enter(ch->reply, M2N__WRITER_TX);
 	for (uint32_t i = 0; i < ch->p.n_sources; i++) {
 		struct m2n__tx *tx = sink_of(ch, r->b, i);
 
@@ -244,15 +246,15 @@ static int reply_all(const struct reply *r)
 		else if (send_reply(r, i))
 			rc = M2N_PARTIAL;
 	}
-	m2n__exchange_exit(ch->reply);
+	m2n__exchange_exit(ch->reply, M2N__WRITER_TX);
 	if (ch->own_sinks)
 		return rc;
-	m2n__exchange_enter(ch->dispatch);
+	m2n__exchange_enter(ch->dispatch, M2N__WRITER_RX);
 	for (uint32_t i = 0; i < ch->p.n_sources; i++) /* the dispatch slots go back by themselves */
 		if (r->b->shares[i].state == SHARE_PRESENT || r->b->shares[i].state == SHARE_REFUSED)
 			m2n__rx_credit(ch->dispatch, &ch->dispatch->rx[i], r->round_slot,
 				r->b->pub.round);
-	m2n__exchange_exit(ch->dispatch);
+	m2n__exchange_exit(ch->dispatch, M2N__WRITER_RX);
 	return rc;
 }
 

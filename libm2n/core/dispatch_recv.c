@@ -276,11 +276,11 @@ static int grant_all(struct m2n_channel *ch, struct m2n__batch *b, uint32_t slot
 	if (rc)
 		return rc;
 	place_rows(ch, b);
-	m2n__exchange_enter(ch->grant);
+	m2n__exchange_enter(ch->grant, M2N__WRITER_TX);
 	for (uint32_t i = 0; i < ch->p.n_sources; i++)
 		if (b->shares[i].state == SHARE_HEAD || b->shares[i].state == SHARE_REFUSED)
 			send_grant(ch, b, i, slot);
-	m2n__exchange_exit(ch->grant);
+	m2n__exchange_exit(ch->grant, M2N__WRITER_TX);
 	return 0;
 }
 

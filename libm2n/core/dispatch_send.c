@@ -278,14 +278,14 @@ int m2n_dispatch_send(struct m2n_channel *ch, const struct m2n_dispatch_send_par
 			(unsigned long)open->round);
 	/* Links that come up from here on start with the next round. */
 	atomic_store_explicit(&ch->next_send, round + 1, memory_order_seq_cst);
-	m2n__exchange_enter(ch->dispatch);
+	m2n__exchange_enter(ch->dispatch, M2N__WRITER_TX);
 	rc = begin(ch, &p, open, slot, round);
 	if (rc >= 0) {
 		if (ch->p.placement == M2N_PLACEMENT_EXACT)
 			expect_grants(ch, open);
 		send_all(ch, open, slot);
 	}
-	m2n__exchange_exit(ch->dispatch);
+	m2n__exchange_exit(ch->dispatch, M2N__WRITER_TX);
 	if (rc < 0) {
 		atomic_store_explicit(&ch->next_send, round, memory_order_seq_cst);
 		return rc;

@@ -137,10 +137,10 @@ void m2n__send_granted(struct m2n_channel *ch)
 		return;
 	if (atomic_flag_test_and_set_explicit(&ch->granting, memory_order_acquire))
 		return;
-	m2n__exchange_enter(ch->dispatch);
+	m2n__exchange_enter(ch->dispatch, M2N__WRITER_GRANT);
 	for (uint32_t slot = 0; slot < ch->p.depth; slot++)
 		if (ch->open[slot].n_ungranted)
 			answer_round(ch, &ch->open[slot], slot);
-	m2n__exchange_exit(ch->dispatch);
+	m2n__exchange_exit(ch->dispatch, M2N__WRITER_GRANT);
 	atomic_flag_clear_explicit(&ch->granting, memory_order_release);
 }

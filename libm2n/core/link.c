@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "util/barrier.h"
 #include "util/error.h"
 #include "util/time.h"
 
@@ -40,6 +41,16 @@ void m2n__shape_add(struct m2n__shape *shape, const char *name, uint64_t value)
 struct m2n_exchange *m2n__exchange_next(struct m2n_exchange *x)
 {
 	return x->next;
+}
+
+static size_t credit_step(const struct m2n__exchange_spec *spec)
+{
+	return spec->n_slots <= 64 ? M2N__CACHE_LINE / sizeof(uint64_t) : 1;
+}
+
+static size_t credit_bytes(const struct m2n__exchange_spec *spec)
+{
+	return spec->n_slots * credit_step(spec) * sizeof(uint64_t);
 }
 
 static struct m2n__tx *tx_of(struct m2n_exchange *x, const struct m2n__peer *peer)
@@ -134,7 +145,7 @@ static int prepare_rx(struct m2n_exchange *x, struct m2n__rx *rx)
 static int prepare_tx(struct m2n_exchange *x, struct m2n__tx *tx)
 {
 	uint32_t n = x->spec.n_slots;
-	size_t stage = n * (sizeof(struct m2n__slot_head) + x->spec.stage_bytes);
+	size_t stage = n * m2n__stage_stride(&x->spec);
 
 	throw_away(x, &tx->slots_rmem, NULL);
 	throw_away(x, &tx->region_rmem, NULL);
@@ -143,7 +154,7 @@ static int prepare_tx(struct m2n_exchange *x, struct m2n__tx *tx)
 	tx->slot = 0;
 	memset(tx->sent, 0, n * sizeof(*tx->sent));
 	for (uint32_t i = 0; x->spec.explicit_credits && i < n; i++)
-		atomic_store_explicit(&tx->credits[i], 0, memory_order_relaxed);
+		atomic_store_explicit(&tx->credits[i * x->credit_step], 0, memory_order_relaxed);
 	tx->first_round = x->spec.tx_round
 		? atomic_load_explicit(x->spec.tx_round, memory_order_seq_cst) : 0;
 	if (tx->ep->ops->caps & M2N__CAP_MAPPED || tx->stage.mem)
@@ -158,7 +169,7 @@ static int send_link(struct m2n_exchange *x, struct m2n__peer *peer, struct m2n_
 	struct m2n__cursor c = {body, body + sizeof(body), 0};
 	struct m2n__shared none = {0}, *area = rx && rx->area.mem ? &rx->area : &x->area;
 	size_t rx_at = rx && !rx->area.mem ? (size_t)(rx - x->rx) * x->area_stride : 0;
-	size_t tx_at = tx ? (size_t)(tx - x->tx) * x->spec.n_slots * sizeof(uint64_t) : 0;
+	size_t tx_at = tx ? (size_t)(tx - x->tx) * credit_bytes(&x->spec) : 0;
 	int rc;
 
 	m2n__put_blob(&c, x->name, strlen(x->name));
@@ -176,7 +187,7 @@ static int send_link(struct m2n_exchange *x, struct m2n__peer *peer, struct m2n_
 			x->region.mem ? x->region.mem->bytes : 0, &c);
 	if (!rc)
 		rc = export_part(peer, tx && x->spec.explicit_credits ? &x->credits : &none, tx_at,
-			x->spec.n_slots * sizeof(uint64_t), &c);
+			credit_bytes(&x->spec), &c);
 	if (!rc)
 		m2n__peer_send(peer, M2N__FRAME_LINK, body, (size_t)(c.at - body));
 	return rc;
@@ -312,8 +323,8 @@ static int link_rx(struct m2n_exchange *x, struct m2n__rx *rx, const struct link
 	int rc;
 
 	if (x->spec.explicit_credits) {
-		rc = import_at_least(rx->ep, f->credits_key, f->credits_bytes,
-			x->spec.n_slots * sizeof(uint64_t), &rx->credits_rmem);
+		rc = import_at_least(rx->ep, f->credits_key, f->credits_bytes, credit_bytes(&x->spec),
+			&rx->credits_rmem);
 		if (rc)
 			return rc;
 		rx->credits = rx->credits_rmem->ptr;
@@ -477,9 +488,12 @@ int m2n__link_frame(struct m2n__peer *peer, enum m2n__frame_type type, const uin
 
 int m2n__group_is_idle(struct m2n_group *group)
 {
+	if (m2n__barrier_all_threads())
+		return 0;
 	for (struct m2n_exchange *x = group->exchanges; x; x = x->next)
-		if (atomic_load_explicit(&x->busy, memory_order_seq_cst))
-			return 0;
+		for (int i = 0; i < M2N__N_WRITERS; i++)
+			if (atomic_load_explicit(&x->busy[i], memory_order_acquire))
+				return 0;
 	return 1;
 }
 
@@ -506,7 +520,7 @@ void m2n__exchange_sizes(const struct m2n__exchange_spec *spec, size_t *area, si
 
 	*area = spec->n_recv * round_up(spec->n_slots * slot_stride(spec), page);
 	*region = spec->n_recv ? spec->region_bytes * spec->n_region_slots : 0;
-	*words = spec->explicit_credits ? spec->n_send * spec->n_slots * sizeof(uint64_t) : 0;
+	*words = spec->explicit_credits ? spec->n_send * credit_bytes(spec) : 0;
 }
 
 static int alloc_memory(struct m2n_exchange *x)
@@ -539,7 +553,8 @@ static int init_links(struct m2n_exchange *x)
 		if (!tx->peer || !tx->sent)
 			return -ENOMEM;
 		if (x->credits.mem)
-			tx->credits = (_Atomic uint64_t *)x->credits.mem->base + i * n;
+			tx->credits = (_Atomic uint64_t *)x->credits.mem->base +
+				      i * credit_bytes(&x->spec) / sizeof(uint64_t);
 	}
 	for (size_t i = 0; i < x->n_rx; i++) {
 		struct m2n__rx *rx = &x->rx[i];
@@ -579,6 +594,7 @@ int m2n__exchange_open(struct m2n_group *group, const struct m2n__exchange_spec 
 	x->n_tx = spec->n_send;
 	x->n_rx = spec->n_recv;
 	x->stride = slot_stride(spec);
+	x->credit_step = credit_step(spec);
 	x->area_stride = round_up(spec->n_slots * x->stride, page);
 	x->tx = aligned_alloc(64, round_up((x->n_tx + 1) * sizeof(*x->tx), 64));
 	x->rx = aligned_alloc(64, round_up((x->n_rx + 1) * sizeof(*x->rx), 64));

@@ -62,7 +62,7 @@ struct m2n__tx {
 	uint8_t *region;  /* mapped: the peer's region */
 	struct m2n__rmem *slots_rmem, *region_rmem;
 	uint32_t signal0; /* messaging: the peer's signal words for us, two a slot */
-	_Atomic uint64_t *credits; /* [n_slots] our words: round + 1 that was released */
+	_Atomic uint64_t *credits; /* [n_slots * credit_step] ours: round + 1 that was released */
 	uint64_t *sent;            /* [n_slots] round + 1 that the slot was filled with; 0: free */
 	uint64_t first_round;
 	uint64_t seq;              /* public exchange: messages sent */
@@ -112,13 +112,14 @@ struct m2n_exchange {
 	char title[64];
 	size_t stride;      /* bytes from slot to slot */
 	size_t area_stride; /* bytes from sender to sender */
+	size_t credit_step; /* words from credit to credit: a line each, while they are few */
 	size_t n_tx, n_rx;
 	struct m2n__tx *tx;
 	struct m2n__rx *rx;
 	struct m2n__shared area, region, credits;
 	uint64_t *quarantine; /* [n_region_slots + n_spare_slots] connection that must end first; 0 */
 	struct m2n__garbage *garbage;
-	atomic_uint busy; /* calls that are writing into peers' memory */
+	atomic_uint busy[3]; /* calls that are writing into peers' memory, by m2n__writer */
 	int error;        /* a disagreement found by a LINK frame */
 	int error_rank;
 	char error_text[256];
@@ -197,21 +198,28 @@ static inline int m2n__tx_free(const struct m2n_exchange *x, struct m2n__tx *tx,
 	if (!x->spec.explicit_credits)
 		return 0;
 	/* A4: pairs with R4 in m2n__rx_credit(). */
-	if (atomic_load_explicit(&tx->credits[slot], memory_order_acquire) != tx->sent[slot])
+	if (atomic_load_explicit(&tx->credits[slot * x->credit_step], memory_order_acquire) != tx->sent[slot])
 		return 0;
 	tx->sent[slot] = 0;
 	return 1;
 }
 
-/* Marks that a call writes into peers' memory, so that connections are not closed under it. */
-static inline void m2n__exchange_enter(struct m2n_exchange *x)
+/*
+ * Marks that a call writes into peers' memory, so that connections are not closed under it. Each
+ * side of an exchange is one thread's, so plain stores do; m2n__group_is_idle() makes up for the
+ * missing fence by a barrier in all threads (membarrier).
+ */
+enum m2n__writer { M2N__WRITER_TX = 0, M2N__WRITER_RX = 1, M2N__WRITER_GRANT = 2, M2N__N_WRITERS };
+
+static inline void m2n__exchange_enter(struct m2n_exchange *x, enum m2n__writer who)
 {
-	atomic_fetch_add_explicit(&x->busy, 1, memory_order_seq_cst);
+	atomic_store_explicit(&x->busy[who], 1, memory_order_relaxed);
+	atomic_signal_fence(memory_order_seq_cst);
 }
 
-static inline void m2n__exchange_exit(struct m2n_exchange *x)
+static inline void m2n__exchange_exit(struct m2n_exchange *x, enum m2n__writer who)
 {
-	atomic_fetch_sub_explicit(&x->busy, 1, memory_order_release);
+	atomic_store_explicit(&x->busy[who], 0, memory_order_release);
 }
 
 static inline int m2n__tx_up(const struct m2n__tx *tx)
@@ -262,6 +270,12 @@ int m2n__tx_put_region(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot
 /* Exact placement: the body of the round is complete; messaging: n_puts transfers made it. */
 int m2n__tx_body_signal(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round,
 	uint32_t n_puts);
+/* Bytes from one staged head to the next (messaging). */
+static inline size_t m2n__stage_stride(const struct m2n__exchange_spec *spec)
+{
+	return (sizeof(struct m2n__slot_head) + spec->stage_bytes + M2N__CACHE_LINE - 1) &
+	       ~(size_t)(M2N__CACHE_LINE - 1);
+}
 /* Payload staging of a slot (messaging): stage_bytes behind a staged head. */
 uint8_t *m2n__tx_stage(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot);
 

@@ -21,9 +21,7 @@ void m2n__rx_take(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uin
 
 uint8_t *m2n__tx_stage(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot)
 {
-	size_t each = sizeof(struct m2n__slot_head) + x->spec.stage_bytes;
-
-	return (uint8_t *)tx->stage.mem->base + slot * each + sizeof(struct m2n__slot_head);
+	return (uint8_t *)tx->stage.mem->base + slot * m2n__stage_stride(&x->spec) + sizeof(struct m2n__slot_head);
 }
 
 /* One transfer; a backend that is full is given progress until it takes it. */
@@ -132,12 +130,11 @@ void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, u
 {
 	_Atomic uint64_t *word;
 	struct m2n_iov iov;
-	struct m2n__put p = {&iov, NULL, 1, rx->credits_rmem, slot * sizeof(*word),
-		M2N__SIGNAL_NONE};
+	struct m2n__put p = {&iov, NULL, 1, rx->credits_rmem, slot * x->credit_step * sizeof(*word), M2N__SIGNAL_NONE};
 
 	if (rx->credits) {
 		/* R4: reads of the slot before its credit, pairs with A4. */
-		atomic_store_explicit(&rx->credits[slot], round + 1, memory_order_release);
+		atomic_store_explicit(&rx->credits[slot * x->credit_step], round + 1, memory_order_release);
 		rx->ep->ops->notify(rx->ep);
 		return;
 	}

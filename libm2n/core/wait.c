@@ -20,10 +20,29 @@ static inline void relax(void)
 #endif
 }
 
-void m2n__wait_disarm(struct m2n__wait *w)
+static void disarm(struct m2n__wait *w)
 {
 	w->ctx->sleeper->ops->disarm(w->ctx->sleeper);
 	w->armed = 0;
+}
+
+void m2n__wait_wake(struct m2n__wait *w)
+{
+	if (w->armed)
+		disarm(w);
+	w->ctx->sleeper->ops->doze(w->ctx->sleeper, -1);
+	w->dozing = 0;
+}
+
+/* The end of spinning: from here on a peer's signal must look whether we sleep. */
+static void doze(struct m2n__wait *w)
+{
+	struct m2n__iface *sleeper = w->ctx->sleeper;
+
+	if (w->dozing || !sleeper)
+		return;
+	sleeper->ops->doze(sleeper, 1);
+	w->dozing = 1;
 }
 
 int64_t m2n__waited_ns(const struct m2n__wait *w)
@@ -45,7 +64,7 @@ static void nap(struct m2n__wait *w, int64_t now)
 		w->armed = 1;
 	} else {
 		sleeper->ops->wait(sleeper, w->ticket, left < NAP_NS ? left : NAP_NS);
-		m2n__wait_disarm(w);
+		disarm(w);
 		m2n__ctx_poll(w->ctx);
 	}
 }
@@ -82,6 +101,8 @@ int m2n__wait_step(struct m2n__wait *w)
 	if (now >= w->deadline_ns)
 		return -ETIMEDOUT;
 	m2n__ctx_poll_sometimes(ctx, now);
+	if (!w->spinning)
+		doze(w);
 	if (w->spinning)
 		relax();
 	else if (waited < ctx->spin_ns + ctx->options.yield_ns)

@@ -23,6 +23,7 @@ struct m2n__wait {
 	unsigned n_steps;
 	uint32_t ticket;
 	int armed;
+	int dozing;
 	int spinning;
 };
 
@@ -33,17 +34,18 @@ static inline void m2n__wait_begin(struct m2n__wait *w, struct m2n_ctx *ctx, int
 	w->start_ns = 0;
 	w->n_steps = 0;
 	w->armed = 0;
+	w->dozing = 0;
 	w->spinning = ctx->spin_ns > 0;
 }
 
 /* 0: look again; -EAGAIN (timeout 0) or -ETIMEDOUT, without text. */
 int m2n__wait_step(struct m2n__wait *w);
 
-void m2n__wait_disarm(struct m2n__wait *w);
+void m2n__wait_wake(struct m2n__wait *w);
 static inline void m2n__wait_end(struct m2n__wait *w)
 {
-	if (w->armed)
-		m2n__wait_disarm(w);
+	if (w->dozing)
+		m2n__wait_wake(w);
 }
 
 /* Time waited so far: 0 when the first look succeeded. */

@@ -412,6 +412,11 @@ static void fault_notify(struct m2n__ep *ep)
 	inner_ops->notify(((struct fault_ep *)ep)->inner);
 }
 
+static void fault_doze(struct m2n__iface *iface, int change)
+{
+	inner_ops->doze(((struct fault_iface *)iface)->inner, change);
+}
+
 static uint32_t fault_arm(struct m2n__iface *iface)
 {
 	return inner_ops->arm(((struct fault_iface *)iface)->inner);
@@ -452,6 +457,7 @@ const struct m2n__backend_ops m2n__backend_fault = {
 	.progress = fault_progress,
 	.check = fault_check,
 	.notify = fault_notify,
+	.doze = fault_doze,
 	.arm = fault_arm,
 	.wait = fault_wait,
 	.disarm = fault_disarm,

@@ -20,10 +20,17 @@ static void ring_slow(struct m2n__doorbell *bell)
 
 void m2n__doorbell_ring(struct m2n__doorbell *bell)
 {
+	if (!atomic_load_explicit(&bell->dozers, memory_order_relaxed))
+		return;
 	/* F1: the signal before the look at sleepers, pairs with F2 in m2n__doorbell_arm(). */
 	atomic_thread_fence(memory_order_seq_cst);
 	if (atomic_load_explicit(&bell->sleepers, memory_order_relaxed))
 		ring_slow(bell);
+}
+
+void m2n__doorbell_doze(struct m2n__doorbell *bell, int change)
+{
+	atomic_fetch_add_explicit(&bell->dozers, (unsigned)change, memory_order_seq_cst);
 }
 
 uint32_t m2n__doorbell_arm(struct m2n__doorbell *bell)

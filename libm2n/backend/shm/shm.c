@@ -282,6 +282,11 @@ static void shm_notify(struct m2n__ep *ep)
 	m2n__doorbell_ring(((struct shm_ep *)ep)->doorbell);
 }
 
+static void shm_doze(struct m2n__iface *iface, int change)
+{
+	m2n__doorbell_doze(((struct shm_iface *)iface)->doorbell, change);
+}
+
 static uint32_t shm_arm(struct m2n__iface *iface)
 {
 	return m2n__doorbell_arm(((struct shm_iface *)iface)->doorbell);
@@ -314,6 +319,7 @@ const struct m2n__backend_ops m2n__backend_shm = {
 	.import_key = shm_import,
 	.release_key = shm_release,
 	.notify = shm_notify,
+	.doze = shm_doze,
 	.arm = shm_arm,
 	.wait = shm_wait,
 	.disarm = shm_disarm,
