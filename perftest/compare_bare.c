@@ -31,19 +31,19 @@ struct area {
 	uint64_t slots_at;
 };
 
-void *bare_map(const struct perf_args *args, uint64_t size_max)
+bool bare_map(struct perf_job *job)
 {
-	uint64_t slot_bytes = (size_max + 4095) & ~UINT64_C(4095);
+	uint64_t slot_bytes = (job->args->size_max + 4095) & ~UINT64_C(4095);
 	uint64_t slots_at = (sizeof(struct area) + 4095) & ~UINT64_C(4095);
-	uint64_t bytes = slots_at + 2 * args->depth * slot_bytes;
-	struct m2n__mem *mem = NULL;
+	uint64_t bytes = slots_at + 2 * job->args->depth * slot_bytes;
 
-	if (m2n__mem_alloc(bytes, bytes, M2N__HUGE_TRY, &mem) != 0)
-		return NULL;
-	struct area *area = mem->base;
+	if (m2n__mem_alloc(bytes, bytes, M2N__HUGE_TRY, &job->bounce_mem) != 0)
+		return false;
+	struct area *area = job->bounce_mem->base;
 	area->slot_bytes = slot_bytes;
 	area->slots_at = slots_at;
-	return area;
+	job->bounce = area;
+	return true;
 }
 
 static char *slot_of(struct message *message, int writer, uint64_t number)

@@ -23,7 +23,6 @@ struct flag {
 
 /* In shared memory, before the slots. */
 struct area {
-	struct m2n__mem *mem; /* valid in every rank: mapped before the fork */
 	uint64_t slot_bytes;
 	uint64_t replies_at;  /* in a slot: replies lie behind the rows */
 	uint64_t slots_at;
@@ -65,8 +64,10 @@ static uint64_t align_page(uint64_t value)
 	return (value + 4095) & ~UINT64_C(4095);
 }
 
-void *moe_bounce_map(const struct perf_args *args, const struct perf_routing *routing)
+bool moe_bounce_map(struct perf_job *job)
 {
+	const struct perf_args *args = job->args;
+	const struct perf_routing *routing = job->routing;
 	uint64_t n_rows = place_pairs(routing, NULL);
 	uint64_t n_pairs = (uint64_t)routing->n_sources * routing->n_expert_ranks;
 	uint64_t slots_at =
@@ -74,13 +75,12 @@ void *moe_bounce_map(const struct perf_args *args, const struct perf_routing *ro
 	uint64_t replies_at = align_page(n_rows * args->row_bytes);
 	uint64_t slot_bytes = replies_at + align_page(n_rows * perf_out_row_bytes(args));
 	uint64_t bytes = slots_at + args->depth * slot_bytes;
-	struct m2n__mem *mem = NULL;
 
-	if (m2n__mem_alloc(bytes, bytes, M2N__HUGE_TRY, &mem) != 0)
-		return NULL;
-	struct area *area = mem->base;
-	*area = (struct area){mem, slot_bytes, replies_at, slots_at};
-	return area;
+	if (m2n__mem_alloc(bytes, bytes, M2N__HUGE_TRY, &job->bounce_mem) != 0)
+		return false;
+	job->bounce = job->bounce_mem->base;
+	*(struct area *)job->bounce = (struct area){slot_bytes, replies_at, slots_at};
+	return true;
 }
 
 struct moe_bounce *moe_bounce_open(struct moe *moe)

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "mem/mem.h"
 #include "run.h"
 #include "tests.h"
 
@@ -114,17 +115,22 @@ int main(int argc, char **argv)
 		return 1;
 	if (launched > 0)
 		status = check_launch(&args, &rank);
-	if (status != 0)
+	if (status != 0) {
+		perf_rank_leave(&rank);
 		return status;
+	}
 	if (args.output != NULL && rank.rank == 0)
 		file = fopen(args.output, "we");
 	if (file == NULL) {
 		fprintf(stderr, "m2n_perf: --output: %s: %s\n", args.output, strerror(errno));
+		perf_rank_leave(&rank);
 		return 2;
 	}
 	status = args.test == PERF_KERNEL ? perf_kernel_run(&args, file)
 					  : run(&job, &rank, launched > 0, file);
 	free((void *)(uintptr_t)job.routing);
+	m2n__mem_free(job.bounce_mem);
+	perf_rank_leave(&rank);
 	if (fflush(file) != 0 || (file != stdout && fclose(file) != 0)) {
 		fprintf(stderr, "m2n_perf: cannot write the results: %s\n", strerror(errno));
 		status = status == 0 ? 1 : status;

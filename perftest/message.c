@@ -32,8 +32,7 @@ bool message_prepare(struct perf_job *job, void (*body)(struct perf_rank *), boo
 		perf_job_add(job, PERF_MEMCPY);
 		if (with_stream)
 			perf_job_add(job, PERF_STREAM);
-		job->bounce = bare_map(args, args->size_max);
-		if (job->bounce == NULL) {
+		if (!bare_map(job)) {
 			snprintf(text, text_bytes, "no memory for the memcpy yardstick: %s",
 				m2n_error_text());
 			return false;

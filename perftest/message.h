@@ -66,8 +66,8 @@ struct page_stamp *message_stamp(struct message *message, unsigned series, int64
 bool message_prepare(struct perf_job *job, void (*body)(struct perf_rank *), bool with_stream,
 	char *text, size_t text_bytes);
 
-/* Shared memory of the bare yardstick; before the fork. NULL: m2n_error_text(). */
-void *bare_map(const struct perf_args *args, uint64_t size_max);
+/* Allocates job->bounce for the bare yardstick. False: m2n_error_text(). */
+bool bare_map(struct perf_job *job);
 /* To the other process: a line with data and flag in one, or data, then a flag; never waits. */
 void bare_put(struct message *message, bool nt);
 /* Waits for the next one and touches it; gives its slot back. */

@@ -41,8 +41,8 @@ void moe_body(struct perf_rank *rank);
 /* One round over every variant in which sources, experts and sinks check all they get. */
 void moe_check(struct moe *moe, unsigned generation);
 
-/* Memory that the memcpy yardstick's ranks share; made before the fork. NULL: errno. */
-void *moe_bounce_map(const struct perf_args *args, const struct perf_routing *routing);
+/* Allocates job->bounce for the memcpy yardstick. False: m2n_error_text(). */
+bool moe_bounce_map(struct perf_job *job);
 struct moe_bounce *moe_bounce_open(struct moe *moe);
 void moe_bounce_close(const struct moe *moe);
 /* One step of the yardstick: series of PERF_MEMCPY or PERF_STREAM. */

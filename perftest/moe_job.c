@@ -38,8 +38,7 @@ static bool prepare(struct perf_job *job, char *text, size_t text_bytes)
 	if (args->compare & PERF_COMPARE_MEMCPY) {
 		perf_job_add(job, PERF_MEMCPY);
 		perf_job_add(job, PERF_STREAM);
-		job->bounce = moe_bounce_map(args, routing);
-		if (job->bounce == NULL) {
+		if (!moe_bounce_map(job)) {
 			snprintf(text, text_bytes, "no memory for the memcpy yardstick: %s",
 				m2n_error_text());
 			return false;

@@ -12,6 +12,7 @@
 #include "routing.h"
 
 struct perf_rank;
+struct m2n__mem;
 
 /* What one series of a run measures. */
 enum perf_kind {
@@ -32,7 +33,9 @@ struct perf_job {
 	struct page_dims dims;
 	uint64_t n_steps;    /* progress of all ranks at the end, for the progress line */
 	enum perf_kind kinds[PERF_MAX_SERIES]; /* [dims.n_series]; the first is PERF_OURS */
-	void *bounce;        /* memory that the memcpy yardstick shares, made before the fork */
+	/* Memory that the memcpy yardstick's ranks share, made before the fork. */
+	struct m2n__mem *bounce_mem;
+	void *bounce;
 	struct page *page;
 	char store[64];      /* of forked ranks: a directory's URL */
 };

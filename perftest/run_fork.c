@@ -175,7 +175,8 @@ static bool make_store(struct perf_job *job)
 	static const char *const places[] = {"/dev/shm", "/tmp"};
 
 	for (unsigned i = 0; i < 2; i++) {
-		snprintf(job->store, sizeof(job->store), "dir:%s/m2n_perf.XXXXXX", places[i]);
+		snprintf(job->store, sizeof(job->store), "dir:%s/m2n_perf.%d.XXXXXX", places[i],
+			(int)getpid());
 		if (mkdtemp(job->store + 4) != NULL)
 			return true;
 	}

@@ -35,6 +35,7 @@ int perf_launch_join(const struct perf_args *args, struct perf_rank *rank)
 		fprintf(stderr, "m2n_perf: m2n_group_join: %s: %s\n", m2n_strerror(status),
 			m2n_error_text());
 	m2n_ctx_close(rank->ctx);
+	rank->ctx = NULL;
 	return status == -EINVAL ? 0 : -1;
 }
 

@@ -7,9 +7,11 @@
 Runs are tiny: what is tested is the tool, not the speed.
 """
 import csv
+import glob
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,17 +200,21 @@ def gone(pid):
         return True
 
 
+def stores_of(pid):
+    return glob.glob(f'/dev/shm/m2n_perf.{pid}.*') + glob.glob(f'/tmp/m2n_perf.{pid}.*')
+
+
 def end_of(tool, ranks, status):
     """The tool ends by itself, with all its ranks and its store."""
     _, err = tool.communicate(timeout=60)
     assert tool.returncode == status, (tool.returncode, err)
     assert all(gone(pid) for pid in ranks), ranks
+    assert not stores_of(tool.pid)
     return err
 
 
 def test_failures():
     """A rank that dies or stops, and an interrupt: named, everything gone, never a hang."""
-    before = set(os.listdir('/dev/shm'))
     tool, ranks = start_endless()
     os.kill(ranks[2], signal.SIGKILL)
     err = end_of(tool, ranks, 1)
@@ -229,10 +235,9 @@ def test_failures():
     until = time.monotonic() + 30
     while not all(gone(pid) for pid in ranks):
         assert time.monotonic() < until, 'ranks outlive their parent'
-    left = {name for name in set(os.listdir('/dev/shm')) - before if name.startswith('m2n_perf.')}
-    # Only the run whose parent was killed may leave its store, and it must be removable.
-    for name in left:
-        subprocess.run(['rm', '-rf', os.path.join('/dev/shm', name)], check=True)
+    # A run whose parent was killed leaves its store, named by the parent.
+    for path in stores_of(tool.pid):
+        shutil.rmtree(path)
 
     err = run('moe', *SMALL, '--backend', 'no_such_backend', status=1)[1]
     assert 'no_such_backend' in err, err
