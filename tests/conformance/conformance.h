@@ -19,5 +19,6 @@ extern const struct conf_case plan_cases[];
 extern const struct conf_case sink_cases[];
 extern const struct conf_case backward_cases[];
 extern const struct conf_case digest_cases[];
+extern const struct conf_case together_cases[];
 
 #endif

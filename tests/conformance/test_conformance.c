@@ -16,6 +16,7 @@ static const struct conf_case *const lists[] = {
 	sink_cases,
 	backward_cases,
 	digest_cases,
+	together_cases,
 	NULL,
 };
 

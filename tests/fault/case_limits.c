@@ -93,6 +93,14 @@ static int descriptors(const struct conf *conf)
 	return bare_job(conf, check_descriptors);
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+static int little_memory(const struct conf *conf)
+{
+	(void)conf;
+	printf("# the sanitizer needs the address space itself\n");
+	return RANKS_SKIP;
+}
+#else
 static size_t address_space(void)
 {
 	FILE *statm = fopen("/proc/self/statm", "re");
@@ -128,14 +136,9 @@ static void check_address_space(struct rank *rank)
 
 static int little_memory(const struct conf *conf)
 {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-	(void)conf;
-	printf("# the sanitizer needs the address space itself\n");
-	return RANKS_SKIP;
-#else
 	return bare_job(conf, check_address_space);
-#endif
 }
+#endif
 
 /* A limit on file size holds for memfds too, and comes with a signal. */
 static void check_file_size(struct rank *rank)

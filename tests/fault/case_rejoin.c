@@ -118,7 +118,8 @@ static void check_exchange(struct rank *rank)
 	params.max_bytes = 16;
 	expect_ok(m2n_exchange_create(rank->group, &params, &exchange));
 	if (rank->rank == 1) {
-		expect_ok(m2n_exchange_put(exchange, 0, &(struct m2n_iov){"ab", 2}, 1, 0));
+		expect_ok(m2n_exchange_put(
+			exchange, 0, &(struct m2n_iov){"ab", 2}, 1, M2N_TIMEOUT_DEFAULT));
 		expect_ok(m2n_exchange_flush(exchange, 0, M2N_TIMEOUT_DEFAULT));
 		expect_ok(m2n_exchange_get(exchange, 0, M2N_TIMEOUT_DEFAULT, &data, &bytes));
 		if (!again) {
@@ -134,7 +135,8 @@ static void check_exchange(struct rank *rank)
 		expect_ok(m2n_exchange_get(exchange, 1, M2N_TIMEOUT_DEFAULT, &data, &bytes));
 		expect(bytes == 2 && !memcmp(data, "ab", 2));
 		expect_ok(m2n_exchange_release(exchange, 1));
-		expect_ok(m2n_exchange_put(exchange, 1, &(struct m2n_iov){"cd", 2}, 1, 0));
+		expect_ok(m2n_exchange_put(
+			exchange, 1, &(struct m2n_iov){"cd", 2}, 1, M2N_TIMEOUT_DEFAULT));
 		status = m2n_exchange_flush(exchange, 1, M2N_TIMEOUT_DEFAULT);
 		if (life == 1) {
 			expect_ok(status);
@@ -164,8 +166,86 @@ static int replaced_exchange(const struct conf *conf)
 	return ranks_finish(ranks);
 }
 
+#define LOST_SOURCE 1
+#define FIRST_ROUND 12 /* of the new source: agreed by the application */
+enum { LINKED = 3 };
+
+/* Rounds of a source, from `round` on. */
+static void send_rounds(struct job_rank *jr, uint32_t round, uint32_t end)
+{
+	for (; round < end; round++) {
+		expect_ok(job_send(jr, round));
+		expect_ok(job_combine(jr, round));
+	}
+}
+
+static void be_new_source(struct rank *rank, struct job_rank *jr)
+{
+	expect_ok(m2n_channel_admit(jr->channel, LOST_SOURCE, FIRST_ROUND));
+	word_set(&rank->word[LINKED], 1);
+	send_rounds(jr, FIRST_ROUND, jr->job->n_rounds);
+}
+
+/* Serves without the lost source, lets the new one in, and serves it. */
+static void admit_and_serve(struct rank *rank, struct job_rank *jr)
+{
+	for (uint32_t round = 0; round < jr->job->n_rounds; round++) {
+		const struct m2n_batch *batch;
+		int is_missing;
+
+		if (round == FIRST_ROUND) {
+			while (!atomic_load(&rank->word[LINKED]))
+				(void)m2n_ctx_progress(rank->ctx);
+			expect_ok(m2n_group_add(rank->group, LOST_SOURCE, M2N_TIMEOUT_DEFAULT));
+			expect_ok(m2n_channel_admit(jr->channel, LOST_SOURCE, FIRST_ROUND));
+		}
+		expect_went_on(job_recv_batch(jr, &batch));
+		is_missing = (int)(batch->missing[0] >> LOST_SOURCE & 1);
+		expect_equal(is_missing, round >= KILL_ROUND && round < FIRST_ROUND);
+		expect_equal(batch->round, round);
+		expect_went_on(job_answer(jr, batch));
+	}
+}
+
+static void run_with_new_source(struct rank *rank)
+{
+	struct job_rank jr;
+	int again = (int)atomic_load(&rank->word[REPLACED]);
+
+	expect_ok(job_open(&jr, rank, rank->arg));
+	if (rank->rank == LOST_SOURCE && again) {
+		be_new_source(rank, &jr);
+	} else if (rank->rank == LOST_SOURCE) {
+		send_rounds(&jr, 0, KILL_ROUND);
+		word_set(&rank->word[DYING], 1);
+		rank_die();
+	} else if (jr.source >= 0) {
+		send_rounds(&jr, 0, jr.job->n_rounds);
+	} else {
+		jr.tolerant = 1;
+		admit_and_serve(rank, &jr);
+	}
+	rank_barrier(rank);
+	job_close(&jr);
+}
+
+static int replaced_source(const struct conf *conf)
+{
+	struct job job = rejoin_job;
+	struct ranks *ranks;
+
+	job.n_rounds = 30;
+	ranks = ranks_start(4, run_with_new_source, &job, &conf->opts);
+	if (ranks_wait_word(ranks, DYING, 1) == 0 && ranks_wait_end(ranks, LOST_SOURCE) == 0) {
+		word_set(&ranks_words(ranks)[REPLACED], 1);
+		ranks_spawn(ranks, LOST_SOURCE, run_with_new_source);
+	}
+	return ranks_finish(ranks);
+}
+
 const struct conf_case rejoin_cases[] = {
 	{"rejoin: an exchange with a rank that was replaced", 2, replaced_exchange},
 	{"rejoin: an expert rank is replaced and serves again", 4, replaced_expert},
+	{"rejoin: a source is replaced and admitted again", 4, replaced_source},
 	{0},
 };

@@ -90,7 +90,7 @@ static void give_up(struct rank *rank, struct job_rank *jr, uint32_t round)
 	jr->timeout_ns = 100000000;
 	status = job_combine(jr, round);
 	expect_equal(status, -ETIMEDOUT);
-	expect_text("rank 3");
+	expect_text("3 (");
 	expect_text("round");
 	expect_ok(m2n_group_drop(rank->group, VICTIM));
 	jr->timeout_ns = M2N_TIMEOUT_DEFAULT;
@@ -197,7 +197,7 @@ static void check_slow(struct rank *rank)
 			expect_ok(job_send(&jr, round));
 			jr.timeout_ns = 20000000;
 			expect_status(-ETIMEDOUT, job_combine(&jr, round));
-			expect_text("rank 3");
+			expect_text("3 (");
 			expect_status(-ETIMEDOUT, job_combine(&jr, round));
 			jr.timeout_ns = M2N_TIMEOUT_DEFAULT;
 			word_add(&rank->word[0], 1);
