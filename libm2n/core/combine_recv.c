@@ -304,31 +304,32 @@ static void end_foreign(struct m2n_channel *ch, struct combine *c, uint32_t sour
 int m2n_combine_recv(struct m2n_channel *ch, const struct m2n_combine_recv_params *params)
 {
 	static const struct m2n_combine_recv_params init = M2N_COMBINE_RECV_PARAMS_INIT;
-	struct m2n_combine_recv_params p;
+	const struct m2n_combine_recv_params *p;
+	struct m2n_combine_recv_params copy;
 	struct combine c = {.ch = ch};
-	int rc = m2n__params_read(&p, sizeof(p), &init, params, "m2n_combine_recv_params");
+	int rc;
 
-	if (!rc && !ch)
-		rc = m2n__error(-EINVAL, "m2n_combine_recv: channel is NULL");
+	p = m2n__params(&copy, sizeof(copy), &init, params, "m2n_combine_recv_params");
+	if (!p || !ch)
+		return p ? m2n__error(-EINVAL, "m2n_combine_recv: channel is NULL") : -EINVAL;
+	rc = check(ch, p);
 	if (!rc)
-		rc = check(ch, &p);
-	if (!rc)
-		rc = ch->own_sinks ? find_own(ch, &p, &c) : find_foreign(ch, &p, &c);
+		rc = ch->own_sinks ? find_own(ch, p, &c) : find_foreign(ch, p, &c);
 	if (rc)
 		return rc;
-	c.plan = p.plan;
-	if (!ch->p.reduce_at_expert && !p.unit_weights)
-		c.weights = p.weights ? p.weights : p.plan->weight;
-	rc = await(&c, p.timeout_ns);
+	c.plan = p->plan;
+	if (!ch->p.reduce_at_expert && !p->unit_weights)
+		c.weights = p->weights ? p->weights : p->plan->weight;
+	rc = await(&c, p->timeout_ns);
 	if (rc)
 		return rc;
 	rc = note_missing(&c);
 	if (rc >= 0)
-		sum_tokens(&c, &p);
+		sum_tokens(&c, p);
 	if (ch->own_sinks)
 		end_own(ch, &c);
 	else
-		end_foreign(ch, &c, (uint32_t)p.source);
+		end_foreign(ch, &c, (uint32_t)p->source);
 	return rc;
 }
 

@@ -36,12 +36,15 @@ static void store_rows(const struct reply *r, uint32_t source, uint8_t *dst)
 	size_t bytes = ch->p.out_row_bytes;
 	int stream = r->b->shares[source].n_rows * bytes > ch->ctx->options.nt_bytes;
 
-	for (uint32_t e = 0; e < r->b->n_local; e++) {
-		uint32_t cell = e * (uint32_t)ch->p.n_sources + source, n = r->b->counts[cell];
-		const uint8_t *src = cell_rows(r, cell);
+	uint32_t n_cells = r->b->n_local * (uint32_t)ch->p.n_sources;
+
+	for (uint32_t cell = source; cell < n_cells; cell += (uint32_t)ch->p.n_sources) {
+		uint32_t n = r->b->counts[cell];
+		const uint8_t *src;
 
 		if (!n)
 			continue;
+		src = cell_rows(r, cell);
 		if (r->stride == bytes) {
 			m2n__move(ch, stream, dst, src, n * bytes);
 			dst += n * bytes;
@@ -261,34 +264,36 @@ static int reply_all(const struct reply *r)
 int m2n_combine_send(struct m2n_channel *ch, const struct m2n_combine_send_params *params)
 {
 	static const struct m2n_combine_send_params init = M2N_COMBINE_SEND_PARAMS_INIT;
-	struct m2n_combine_send_params p;
+	const struct m2n_combine_send_params *p;
+	struct m2n_combine_send_params copy;
 	struct m2n__batch *b = NULL;
 	struct reply r;
 	uint32_t slot;
-	int rc = m2n__params_read(&p, sizeof(p), &init, params, "m2n_combine_send_params");
+	int rc;
 
-	if (rc)
-		return rc;
-	if (!ch || ch->self_expert < 0 || !p.batch)
+	p = m2n__params(&copy, sizeof(copy), &init, params, "m2n_combine_send_params");
+	if (!p)
+		return -EINVAL;
+	if (!ch || ch->self_expert < 0 || !p->batch)
 		return m2n__error(-EINVAL, "m2n_combine_send: %s", ch && ch->self_expert >= 0
 			? "batch is NULL" : "not an expert rank of a channel");
-	for (slot = 0; slot < ch->p.depth && &ch->batches[slot].pub != p.batch; slot++)
+	for (slot = 0; slot < ch->p.depth && &ch->batches[slot].pub != p->batch; slot++)
 		;
 	if (slot < ch->p.depth)
 		b = &ch->batches[slot];
 	if (!b || !b->held || !b->pub.segments)
 		return m2n__error(-EINVAL, "%s: combine_send: the batch is not held", ch->title);
-	if (b->pub.n_rows && !p.rows)
+	if (b->pub.n_rows && !p->rows)
 		return m2n__error(-EINVAL, "%s: combine_send: rows is NULL", ch->title);
-	if (p.row_stride && p.row_stride < ch->p.out_row_bytes)
+	if (p->row_stride && p->row_stride < ch->p.out_row_bytes)
 		return m2n__error(-EINVAL, "%s: combine_send: row_stride %zu, at least %zu", ch->title,
-			p.row_stride, ch->p.out_row_bytes);
-	if (p.stream)
+			p->row_stride, ch->p.out_row_bytes);
+	if (p->stream)
 		return m2n__error(-ENOTSUP, "%s: stream: this build has no GPU path", ch->title);
-	rc = ch->own_sinks ? 0 : wait_credits(ch, b, slot, p.timeout_ns);
+	rc = ch->own_sinks ? 0 : wait_credits(ch, b, slot, p->timeout_ns);
 	if (rc)
 		return rc;
-	r = (struct reply){ch, b, p.rows, p.row_stride ? p.row_stride : ch->p.out_row_bytes, slot};
+	r = (struct reply){ch, b, p->rows, p->row_stride ? p->row_stride : ch->p.out_row_bytes, slot};
 	rc = reply_all(&r);
 	b->held = 0;
 	b->pub.segments = NULL;

@@ -88,5 +88,13 @@ void m2n__ctx_unlock(struct m2n_ctx *ctx);
  */
 int m2n__params_read(void *copy, size_t copy_bytes, const void *init, const void *params,
 	const char *what);
+/* The same for calls of the data path: params themselves when the size is ours, else the copy. */
+static inline const void *m2n__params(void *copy, size_t copy_bytes, const void *init,
+	const void *params, const char *what)
+{
+	if (params && *(const size_t *)params == copy_bytes)
+		return params;
+	return m2n__params_read(copy, copy_bytes, init, params, what) ? NULL : copy;
+}
 
 #endif

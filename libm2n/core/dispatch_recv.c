@@ -322,39 +322,54 @@ static void fill_segment(struct m2n_channel *ch, struct m2n__batch *b, struct m2
 	s->scales = share->scales ? share->scales + at * ch->p.scale_bytes : NULL;
 }
 
+/* A source that is not there has no rows, whatever its counts said. 1: it leaves a hole. */
+static int clear_absent(struct m2n_channel *ch, struct m2n__batch *b)
+{
+	uint32_t n_sources = (uint32_t)ch->p.n_sources;
+	int holes = 0;
+
+	for (uint32_t i = 0; i < n_sources; i++) {
+		ch->running[i] = 0;
+		if (b->shares[i].state == SHARE_PRESENT)
+			continue;
+		holes |= b->shares[i].state == SHARE_LOST;
+		for (uint32_t e = 0; e < b->n_local; e++)
+			b->counts[e * n_sources + i] = 0;
+	}
+	return holes;
+}
+
 /* Segments, row numbers, totals: from counts, in the order local expert, source. */
 static void lay_out(struct m2n_channel *ch, struct m2n__batch *b, const struct m2n_map *map)
 {
-	uint32_t n_sources = (uint32_t)ch->p.n_sources, row = 0, n = 0, place = 0;
-	int exact = ch->p.placement == M2N_PLACEMENT_EXACT && !ch->p.dedup, holes = 0;
+	uint32_t n_sources = (uint32_t)ch->p.n_sources, row = 0;
+	int exact = ch->p.placement == M2N_PLACEMENT_EXACT && !ch->p.dedup;
+	int holes = clear_absent(ch, b);
+	const uint32_t *count = b->counts, *expert = map->expert_of + map->rank_first[ch->self_expert];
+	struct m2n_segment *s = b->segments;
 
-	memset(ch->running, 0, n_sources * sizeof(*ch->running));
 	for (uint32_t e = 0; e < b->n_local; e++) {
 		uint32_t start = row;
 
-		for (uint32_t i = 0; i < n_sources; i++) {
-			struct m2n_segment *s = &b->segments[n];
-			uint32_t cell = e * n_sources + i, count = b->counts[cell];
+		for (uint32_t i = 0; i < n_sources; i++, count++) {
+			uint32_t n = *count, *first;
 
-			place = exact ? b->first[cell] : ch->running[i];
-			b->first[cell] = row;
-			if (b->shares[i].state != SHARE_PRESENT || !count) {
-				holes |= b->shares[i].state == SHARE_LOST;
+			if (!n)
 				continue;
-			}
-			s->expert = m2n_map_expert(map, (uint32_t)ch->self_expert, e);
+			first = &b->first[count - b->counts];
+			s->expert = (int32_t)expert[e];
 			s->local_expert = e;
 			s->first_row = row;
-			s->n_rows = count;
-			fill_segment(ch, b, s, i, place);
-			ch->running[i] += count;
-			row += count;
-			n++;
+			s->n_rows = n;
+			fill_segment(ch, b, s++, i, exact ? *first : ch->running[i]);
+			*first = row;
+			ch->running[i] += n;
+			row += n;
 		}
 		b->expert_rows[e] = row - start;
 	}
 	b->pub.n_rows = row;
-	b->pub.n_segments = n;
+	b->pub.n_segments = (uint32_t)(s - b->segments);
 	if (holes)
 		b->pub.rows = b->pub.scales = NULL;
 }
@@ -387,8 +402,7 @@ static int note_missing(struct m2n_channel *ch, struct m2n__batch *b, const uint
 static void start(struct m2n_channel *ch, struct m2n__batch *b, uint64_t round,
 	const uint64_t *mask, const struct m2n_map *map)
 {
-	memset(&b->pub, 0, sizeof(b->pub));
-	b->pub.round = round;
+	b->pub = (struct m2n_batch){.round = round};
 	b->n_local = m2n_map_n_local(map, (uint32_t)ch->self_expert);
 	for (uint32_t i = 0; i < ch->p.n_sources; i++)
 		b->shares[i].state = mask && !m2n__bit(mask, i) ? SHARE_ABSENT : SHARE_AWAITED;
@@ -426,20 +440,22 @@ int m2n_dispatch_recv(struct m2n_channel *ch, const struct m2n_dispatch_recv_par
 	const struct m2n_batch **batch)
 {
 	static const struct m2n_dispatch_recv_params init = M2N_DISPATCH_RECV_PARAMS_INIT;
-	struct m2n_dispatch_recv_params p;
+	const struct m2n_dispatch_recv_params *p;
+	struct m2n_dispatch_recv_params copy;
 	const struct m2n_map *map;
 	struct m2n__batch *b;
 	uint64_t round;
 	uint32_t slot;
-	int rc = m2n__params_read(&p, sizeof(p), &init, params, "m2n_dispatch_recv_params");
+	int rc;
 
-	if (!rc && (!ch || !batch || ch->self_expert < 0))
-		rc = m2n__error(-EINVAL, "m2n_dispatch_recv: %s", ch && batch
+	p = m2n__params(&copy, sizeof(copy), &init, params, "m2n_dispatch_recv_params");
+	if (!p)
+		return -EINVAL;
+	if (!ch || !batch || ch->self_expert < 0)
+		return m2n__error(-EINVAL, "m2n_dispatch_recv: %s", ch && batch
 			? "this rank is not an expert rank of the channel" : "channel or batch is NULL");
-	if (!rc && p.stream)
-		rc = m2n__error(-ENOTSUP, "%s: stream: this build has no GPU path", ch->title);
-	if (rc)
-		return rc;
+	if (p->stream)
+		return m2n__error(-ENOTSUP, "%s: stream: this build has no GPU path", ch->title);
 	round = atomic_load_explicit(&ch->next_recv, memory_order_relaxed);
 	slot = m2n__ring_slot(&ch->recv_ring, round, ch->p.depth);
 	b = &ch->batches[slot];
@@ -448,12 +464,12 @@ int m2n_dispatch_recv(struct m2n_channel *ch, const struct m2n_dispatch_recv_par
 		return m2n__error(-EBUSY, "%s: round %lu: the batch of round %lu is still held", ch->title,
 			(unsigned long)round, (unsigned long)b->pub.round);
 	if (!b->held)
-		start(ch, b, round, p.mask, map);
-	rc = receive(ch, b, slot, map, p.timeout_ns);
+		start(ch, b, round, p->mask, map);
+	rc = receive(ch, b, slot, map, p->timeout_ns);
 	if (rc < 0)
 		return rc;
 	lay_out(ch, b, map);
-	rc = note_missing(ch, b, p.mask);
+	rc = note_missing(ch, b, p->mask);
 	b->pub.segments = b->segments;
 	b->pub.expert_rows = b->expert_rows;
 	b->pub.n_local_experts = b->n_local;

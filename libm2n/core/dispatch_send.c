@@ -61,13 +61,17 @@ static int choose_peers(struct m2n_channel *ch, const struct m2n_dispatch_send_p
 {
 	int partial = 0;
 
-	m2n__channel_live(ch, round, open->part);
-	for (uint32_t w = 0; p->mask && w < ch->n_words_experts; w++)
-		open->part[w] &= p->mask[w];
+	for (uint32_t w = 0; w < ch->n_words_experts; w++)
+		open->part[w] = open->answered[w] = open->refused[w] = open->ungranted[w] = 0;
 	for (uint32_t j = 0; j < ch->dispatch->n_tx; j++) {
-		const struct m2n__peer *peer = ch->dispatch->tx[j].peer;
+		const struct m2n__tx *tx = &ch->dispatch->tx[j];
+		const struct m2n__peer *peer = tx->peer;
 
-		if (m2n__bit(open->part, j) || p->plan->rank_first[j + 1] == p->plan->rank_first[j])
+		if (m2n__tx_up(tx) && tx->first_round <= round && (!p->mask || m2n__bit(p->mask, j))) {
+			m2n__bit_set(open->part, j);
+			continue;
+		}
+		if (p->plan->rank_first[j + 1] == p->plan->rank_first[j])
 			continue;
 		partial = 1;
 		m2n__error(M2N_PARTIAL, "%s: round %lu: %u rows for rank %d go nowhere: %s", ch->title,
@@ -244,28 +248,27 @@ static int begin(struct m2n_channel *ch, const struct m2n_dispatch_send_params *
 	open->busy = ch->own_sinks;
 	open->send = *p;
 	open->n_ungranted = 0;
-	for (uint32_t w = 0; w < ch->n_words_experts; w++)
-		open->answered[w] = open->refused[w] = open->ungranted[w] = 0;
 	return rc;
 }
 
 int m2n_dispatch_send(struct m2n_channel *ch, const struct m2n_dispatch_send_params *params)
 {
 	static const struct m2n_dispatch_send_params init = M2N_DISPATCH_SEND_PARAMS_INIT;
-	struct m2n_dispatch_send_params p;
+	const struct m2n_dispatch_send_params *p;
+	struct m2n_dispatch_send_params copy;
 	struct m2n__open *open;
 	uint64_t round;
 	uint32_t slot;
-	int rc = m2n__params_read(&p, sizeof(p), &init, params, "m2n_dispatch_send_params");
+	int rc;
 
-	if (!rc && !ch)
-		rc = m2n__error(-EINVAL, "m2n_dispatch_send: channel is NULL");
-	if (!rc)
-		rc = check(ch, &p);
+	p = m2n__params(&copy, sizeof(copy), &init, params, "m2n_dispatch_send_params");
+	if (!p || !ch)
+		return p ? m2n__error(-EINVAL, "m2n_dispatch_send: channel is NULL") : -EINVAL;
+	rc = check(ch, p);
 	if (rc)
 		return rc;
 	round = atomic_load_explicit(&ch->next_send, memory_order_relaxed);
-	if (p.plan->map->digest != m2n__channel_map(ch, round)->digest)
+	if (p->plan->map->digest != m2n__channel_map(ch, round)->digest)
 		return m2n__error(M2N_ERR_MAP, "%s: round %lu: the plan was routed with another map",
 			ch->title, (unsigned long)round);
 	slot = m2n__ring_slot(&ch->send_ring, round, ch->p.depth);
@@ -279,7 +282,7 @@ int m2n_dispatch_send(struct m2n_channel *ch, const struct m2n_dispatch_send_par
 	/* Links that come up from here on start with the next round. */
 	atomic_store_explicit(&ch->next_send, round + 1, memory_order_seq_cst);
 	m2n__exchange_enter(ch->dispatch, M2N__WRITER_TX);
-	rc = begin(ch, &p, open, slot, round);
+	rc = begin(ch, p, open, slot, round);
 	if (rc >= 0) {
 		if (ch->p.placement == M2N_PLACEMENT_EXACT)
 			expect_grants(ch, open);
@@ -292,8 +295,8 @@ int m2n_dispatch_send(struct m2n_channel *ch, const struct m2n_dispatch_send_par
 	}
 	if (ch->p.placement == M2N_PLACEMENT_EXACT)
 		m2n__send_granted(ch);
-	if (params && params->size >= sizeof(p) && p.round)
-		*p.round = round;
+	if (p->round)
+		*p->round = round;
 	return rc;
 }
 
