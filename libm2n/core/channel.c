@@ -219,6 +219,12 @@ int m2n_channel_create(struct m2n_group *group, const struct m2n_channel_params 
 		return rc;
 	}
 	find_start(ch);
+	if (ch->grant) {
+		m2n__ctx_lock(ch->ctx);
+		ch->next_exact = ch->ctx->exact;
+		ch->ctx->exact = ch;
+		m2n__ctx_unlock(ch->ctx);
+	}
 	*channel = ch;
 	return 0;
 }
@@ -227,6 +233,16 @@ void m2n_channel_destroy(struct m2n_channel *ch)
 {
 	if (!ch)
 		return;
+	m2n__ctx_lock(ch->ctx);
+	for (struct m2n_channel **at = &ch->ctx->exact; *at; at = &(*at)->next_exact) {
+		if (*at == ch) {
+			*at = ch->next_exact;
+			break;
+		}
+	}
+	for (uint32_t i = 0; ch->open && i < ch->p.depth; i++)
+		m2n__forget_grants(ch, &ch->open[i]);
+	m2n__ctx_unlock(ch->ctx);
 	m2n__exchange_close(ch->grant);
 	m2n__exchange_close(ch->reply);
 	m2n__exchange_close(ch->dispatch);

@@ -114,6 +114,7 @@ struct m2n_channel {
 	_Atomic(struct m2n__map_use *) maps;
 	unsigned shape_map; /* where the newest map's digest is in the shape */
 	struct m2n_exchange *dispatch, *reply, *grant;
+	struct m2n_channel *next_exact;
 
 	/* source and own sink; one thread */
 	_Alignas(64) _Atomic uint64_t next_send;
@@ -177,6 +178,9 @@ uint8_t *m2n__replies_staging(struct m2n_channel *ch, uint32_t round_slot, uint3
 
 /* Exact placement: a round that ended waits for no grant any more. */
 void m2n__forget_grants(struct m2n_channel *ch, struct m2n__open *open);
+/* Exact placement: who sends rows or heads holds this; it is never held while waiting for a peer. */
+void m2n__grants_lock(struct m2n_channel *ch);
+void m2n__grants_unlock(struct m2n_channel *ch);
 /* Exact placement: answers grants that came; any call may make this progress. */
 void m2n__send_granted(struct m2n_channel *ch);
 

@@ -263,6 +263,7 @@ int m2n__ctx_poll(struct m2n_ctx *ctx)
 
 	for (unsigned i = 0; i < ctx->n_polled; i++)
 		n += ctx->polled[i]->ops->progress(ctx->polled[i]);
+	m2n__grants_poll(ctx);
 	if (pthread_mutex_trylock(&ctx->lock))
 		return n; /* another thread is at it */
 	for (struct m2n_group *group = ctx->groups; group; group = group->next)

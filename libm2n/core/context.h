@@ -50,6 +50,8 @@ struct m2n_ctx {
 	uint32_t n_free_signals;
 	struct m2n_group *groups; /* linked list, under lock */
 	struct m2n_mem *mems;
+	struct m2n_channel *exact; /* channels with exact placement, under lock */
+	atomic_uint n_ungranted;   /* rounds of theirs whose rows wait for a grant */
 	_Atomic int64_t last_poll_ns;
 	int64_t spin_ns; /* the option, or 0 when ranks outnumber cores */
 	atomic_uint n_local_peers; /* processes on this host that are connected, with this one */
@@ -63,6 +65,9 @@ void m2n__signal_free(struct m2n_ctx *ctx, uint32_t first, uint32_t n);
 int m2n__ctx_poll(struct m2n_ctx *ctx);
 /* The same when the last look is older than a millisecond. */
 int m2n__ctx_poll_sometimes(struct m2n_ctx *ctx, int64_t now_ns);
+
+/* Sends the rows of all channels whose grants came. Any wait does: peers may depend on them. */
+void m2n__grants_poll(struct m2n_ctx *ctx);
 
 /* Registrations of one memory with the backends of a context. */
 struct m2n__reg {

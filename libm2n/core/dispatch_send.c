@@ -231,6 +231,8 @@ static void expect_grants(struct m2n_channel *ch, struct m2n__open *open)
 		m2n__bit_set(open->ungranted, j);
 		open->n_ungranted++;
 	}
+	if (open->n_ungranted)
+		atomic_fetch_add_explicit(&ch->ctx->n_ungranted, 1, memory_order_relaxed);
 }
 
 static int begin(struct m2n_channel *ch, const struct m2n_dispatch_send_params *p,
@@ -284,9 +286,13 @@ int m2n_dispatch_send(struct m2n_channel *ch, const struct m2n_dispatch_send_par
 	m2n__exchange_enter(ch->dispatch, M2N__WRITER_TX);
 	rc = begin(ch, p, open, slot, round);
 	if (rc >= 0) {
-		if (ch->p.placement == M2N_PLACEMENT_EXACT)
+		if (ch->grant) {
+			m2n__grants_lock(ch);
 			expect_grants(ch, open);
+		}
 		send_all(ch, open, slot);
+		if (ch->grant)
+			m2n__grants_unlock(ch);
 	}
 	m2n__exchange_exit(ch->dispatch, M2N__WRITER_TX);
 	if (rc < 0) {

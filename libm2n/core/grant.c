@@ -2,8 +2,9 @@
 /*
  * Exact placement, source side: rows leave when the expert rank's grant has come. A grant names
  * the region slot and, per local expert, the row where this source's rows go (with dedup: one
- * place for all). Whoever waits on the channel answers grants; one thread at a time does.
+ * place for all). Whoever waits on the context answers grants; one thread at a time does.
  */
+#include <sched.h>
 #include <string.h>
 
 #include "core/channel.h"
@@ -120,15 +121,26 @@ static void answer_round(struct m2n_channel *ch, struct m2n__open *open, uint32_
 	}
 }
 
+void m2n__grants_lock(struct m2n_channel *ch)
+{
+	while (atomic_flag_test_and_set_explicit(&ch->granting, memory_order_acquire))
+		sched_yield();
+}
+
+void m2n__grants_unlock(struct m2n_channel *ch)
+{
+	atomic_flag_clear_explicit(&ch->granting, memory_order_release);
+}
+
 void m2n__forget_grants(struct m2n_channel *ch, struct m2n__open *open)
 {
 	if (!open->n_ungranted)
 		return;
-	while (atomic_flag_test_and_set_explicit(&ch->granting, memory_order_acquire))
-		;
+	m2n__grants_lock(ch);
 	memset(open->ungranted, 0, ch->n_words_experts * sizeof(*open->ungranted));
 	open->n_ungranted = 0;
-	atomic_flag_clear_explicit(&ch->granting, memory_order_release);
+	atomic_fetch_sub_explicit(&ch->ctx->n_ungranted, 1, memory_order_relaxed);
+	m2n__grants_unlock(ch);
 }
 
 void m2n__send_granted(struct m2n_channel *ch)
@@ -139,8 +151,22 @@ void m2n__send_granted(struct m2n_channel *ch)
 		return;
 	m2n__exchange_enter(ch->dispatch, M2N__WRITER_GRANT);
 	for (uint32_t slot = 0; slot < ch->p.depth; slot++)
-		if (ch->open[slot].n_ungranted)
+		if (ch->open[slot].n_ungranted) {
 			answer_round(ch, &ch->open[slot], slot);
+			if (!ch->open[slot].n_ungranted)
+				atomic_fetch_sub_explicit(&ch->ctx->n_ungranted, 1,
+					memory_order_relaxed);
+		}
 	m2n__exchange_exit(ch->dispatch, M2N__WRITER_GRANT);
-	atomic_flag_clear_explicit(&ch->granting, memory_order_release);
+	m2n__grants_unlock(ch);
+}
+
+void m2n__grants_poll(struct m2n_ctx *ctx)
+{
+	if (!atomic_load_explicit(&ctx->n_ungranted, memory_order_relaxed) ||
+		pthread_mutex_trylock(&ctx->lock))
+		return;
+	for (struct m2n_channel *ch = ctx->exact; ch; ch = ch->next_exact)
+		m2n__send_granted(ch);
+	pthread_mutex_unlock(&ctx->lock);
 }

@@ -85,6 +85,7 @@ int m2n__wait_step(struct m2n__wait *w)
 	w->n_steps++;
 	for (unsigned i = 0; i < ctx->n_polled; i++)
 		ctx->polled[i]->ops->progress(ctx->polled[i]);
+	m2n__grants_poll(ctx);
 	if (w->timeout_ns == 0)
 		return try_once(w);
 	if (w->spinning && w->n_steps % SPINS_PER_LOOK) {

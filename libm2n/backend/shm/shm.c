@@ -139,6 +139,9 @@ static int open_key(const struct shm_key *key, size_t *page)
 
 	snprintf(path, sizeof(path), "/proc/%u/fd/%u", key->pid, key->fd);
 	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0 && errno == ENOENT)
+		return m2n__error(M2N_ERR_PEER_LOST,
+			"shm: memory of process %u is gone: it ended or closed its side", key->pid);
 	if (fd < 0)
 		return m2n__error(-errno,
 			"shm: cannot open memory of process %u (%s: %s); ranks must run as one user "
