@@ -5,7 +5,7 @@
   docs/man/make_options.py            rewrite the tables
   docs/man/make_options.py --check    exit 1 when a page differs from the source
 
-The options of m2n_options(7) are the rows of libm2n/core/option_list.h, the codes of m2n(7) those
+The options of m2n_options(7) are the rows of libm2n/util/option_list.h, the codes of m2n(7) those
 of include/m2n/status.h. In a page a table stands between two comments, `begin X` and `end X`.
 """
 import os
@@ -68,7 +68,7 @@ def code_lines(text):
 
 
 TABLES = (
-    ('m2n_options.7', 'options', os.path.join('libm2n', 'core', 'option_list.h'), option_lines),
+    ('m2n_options.7', 'options', os.path.join('libm2n', 'util', 'option_list.h'), option_lines),
     ('m2n.7', 'codes', os.path.join('include', 'm2n', 'status.h'), code_lines),
 )
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Options: one table (option_list.h), parsed once when a context opens. The environment wins over
+ * Options: one table (util/option_list.h), parsed once when a context opens. The environment wins over
  * params, params over defaults. Everything else reads the struct's fields.
  */
 #ifndef M2N_OPTION_H
@@ -10,22 +10,7 @@
 #include <stdint.h>
 
 #include "bootstrap/launcher.h" /* m2n__getenv_fn */
-#include "core/option_list.h"
-
-#define M2N_OPTION_TYPE_bool int
-#define M2N_OPTION_TYPE_int int64_t
-#define M2N_OPTION_TYPE_size size_t
-#define M2N_OPTION_TYPE_time int64_t
-#define M2N_OPTION_TYPE_text char *
-#define M2N_OPTION_TYPE_choice int
-
-struct m2n__options {
-#define M2N_OPTION_FIELD(name, field, type, def, range, unit, about) M2N_OPTION_TYPE_##type field;
-	M2N_OPTION_LIST(M2N_OPTION_FIELD)
-#undef M2N_OPTION_FIELD
-	uint64_t from_environment; /* bit per row */
-	uint64_t from_params;
-};
+#include "util/options.h"
 
 /* The process's environment: the library's one use of getenv() and of environ. */
 const char *m2n__getenv(void *arg, const char *name);

@@ -30,7 +30,7 @@ def options_of(args=(), **variables):
 
 def names_in_source():
     """The names in the option table, as a reader of the file would find them."""
-    path = os.path.join(ROOT, 'libm2n', 'core', 'option_list.h')
+    path = os.path.join(ROOT, 'libm2n', 'util', 'option_list.h')
     with open(path, encoding='utf-8') as text:
         return set(re.findall(r'^\tX\((\w+),', text.read(), re.M))
 

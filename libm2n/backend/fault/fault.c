@@ -13,7 +13,7 @@
 
 #include "backend/fault/fault_spec.h"
 #include "backend/registry.h"
-#include "core/option.h"
+#include "util/options.h"
 #include "util/error.h"
 #include "util/time.h"
 
