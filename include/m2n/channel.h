@@ -60,15 +60,15 @@ struct m2n_channel_params {
 	enum m2n_placement placement;
 	int dedup;               /* a token goes once to each expert rank */
 	int reduce_at_expert;    /* with dedup: replies of one rank are summed there */
-	uint32_t capacity;       /* rows per (source, expert rank) and round; 0: enough for any routing.
-	                          * exact placement: rows per expert rank and round, 0: of all sources */
+	uint32_t capacity;       /* rows per (source, expert rank) and round; 0: any routing
+	                          * fits; exact placement: rows per expert rank, of all sources */
 	enum m2n_overflow overflow;
 	uint32_t depth;          /* rounds in flight, 1..64; ping-pong wants 3 */
 	int64_t timeout_ns;      /* for linking */
 };
 #define M2N_CHANNEL_PARAMS_INIT \
-	{sizeof(struct m2n_channel_params), NULL, NULL, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0, 0, 0, 0, \
-		M2N_DTYPE_BF16, M2N_CAST_NONE, M2N_PLACEMENT_SLOT, 0, 0, 0, M2N_OVERFLOW_ERROR, 3, \
+	{sizeof(struct m2n_channel_params), NULL, NULL, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0, 0, \
+		0, 0, M2N_DTYPE_BF16, M2N_CAST_NONE, M2N_PLACEMENT_SLOT, 0, 0, 0, M2N_OVERFLOW_ERROR, 3, \
 		M2N_TIMEOUT_DEFAULT}
 
 /* Bytes that m2n_channel_create() takes on group rank `rank`, by kind. */

@@ -21,7 +21,7 @@ struct m2n_group;
 
 struct m2n_group_params {
 	size_t size;
-	const char *name;   /* tells groups on one store apart; NULL: option GROUP, else the job's */
+	const char *name;   /* tells groups on one store apart; NULL: option GROUP */
 	int rank;           /* -1: from the launcher */
 	int n_ranks;        /* -1: from the launcher */
 	const char *store;  /* URL; NULL: option STORE, else the launcher's */

@@ -23,8 +23,8 @@ struct m2n_route_params {
 	uint32_t n_tokens;         /* 0..max_tokens */
 	const int32_t *expert_ids; /* [n_tokens, top_k], -1: no expert */
 	const float *weights;      /* [n_tokens, top_k] f32 row-major; NULL: all 1 */
-	uint64_t round;            /* the map of this round is used; M2N_ROUND_NEXT: the next to send */
-	const uint64_t *mask;      /* bitmap over expert rank indexes that may be used; NULL: all live */
+	uint64_t round;            /* whose map is used; M2N_ROUND_NEXT: the next to send */
+	const uint64_t *mask;      /* bitmap over usable expert rank indexes; NULL: all live */
 };
 #define M2N_ROUND_NEXT UINT64_MAX
 #define M2N_ROUTE_PARAMS_INIT \

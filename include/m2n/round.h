@@ -24,14 +24,14 @@ extern "C" {
 struct m2n_dispatch_send_params {
 	size_t size;
 	const struct m2n_plan *plan; /* kept until the round's combine_recv is done */
-	const void *rows;            /* [n_tokens, row_bytes]; bf16 [n_tokens, row_bytes] with a cast */
+	const void *rows;            /* [n_tokens, row_bytes]; with a cast bf16 values */
 	size_t row_stride;           /* bytes from row to row; 0: dense */
-	const void *scales;          /* [n_tokens, scale_bytes]; NULL with a cast or without scales */
+	const void *scales;          /* [n_tokens, scale_bytes]; NULL with a cast */
 	size_t scale_stride;         /* 0: dense */
 	const float *row_weights;    /* [n_tokens, top_k]: multiply each row (backward of combine);
 	                              * NULL: rows as they are. Not with a cast or dedup */
 	int sink;                    /* index of the sink that gets the replies; -1: this source */
-	const uint64_t *mask;        /* bitmap over expert rank indexes that take part; NULL: all live */
+	const uint64_t *mask;        /* bitmap over expert rank indexes in it; NULL: all live */
 	void *stream;                /* CUDA stream; NULL: host memory */
 	int64_t timeout_ns;          /* to wait for free slots */
 	uint64_t *round;             /* out, may be NULL: the number of this round */
@@ -76,11 +76,11 @@ struct m2n_batch {
 	uint32_t n_rows;     /* output rows that combine_send wants */
 	uint32_t n_segments;
 	const struct m2n_segment *segments; /* [n_segments] in row order, empty ones left out */
-	const void *rows;    /* exact placement without dedup: [n_rows, row_bytes], compact; else NULL */
+	const void *rows;    /* exact without dedup: [n_rows, row_bytes], compact; else NULL */
 	const void *scales;  /* likewise */
 	const uint32_t *expert_rows;  /* [n_local_experts] rows of each local expert */
 	uint32_t n_local_experts;
-	const uint64_t *missing;      /* bitmap over source indexes that were lost or did not take part */
+	const uint64_t *missing;      /* bitmap over source indexes that sent no rows */
 };
 
 struct m2n_dispatch_recv_params {
@@ -120,7 +120,7 @@ struct m2n_combine_send_params {
  */
 M2N_API int m2n_combine_send(struct m2n_channel *channel,
 	const struct m2n_combine_send_params *params);
-/* Waits until output rows of all combine_sends may be reused. 0, -EAGAIN, -ETIMEDOUT, M2N_PARTIAL. */
+/* Waits until output rows of all combine_sends may be reused. 0, -EAGAIN, -ETIMEDOUT, PARTIAL. */
 M2N_API int m2n_reply_wait(struct m2n_channel *channel, int64_t timeout_ns);
 
 struct m2n_combine_recv_params {
@@ -136,13 +136,13 @@ struct m2n_combine_recv_params {
 	size_t out_stride;           /* 0: dense */
 	void *replies;               /* [n_tokens, top_k, out_row_bytes]: copies for the weights'
 	                              * gradient, zero where there was none; NULL: not wanted */
-	uint8_t *missing;            /* [n_tokens] replies that did not come, per token; may be NULL */
+	uint8_t *missing;            /* [n_tokens] replies that did not come; may be NULL */
 	void *stream;
 	int64_t timeout_ns;
 };
 #define M2N_COMBINE_RECV_PARAMS_INIT \
-	{sizeof(struct m2n_combine_recv_params), M2N_ROUND_NEXT, -1, NULL, NULL, 0, NULL, 0, NULL, 0, \
-		NULL, NULL, NULL, M2N_TIMEOUT_DEFAULT}
+	{sizeof(struct m2n_combine_recv_params), M2N_ROUND_NEXT, -1, NULL, NULL, 0, NULL, 0, NULL, \
+		0, NULL, NULL, NULL, M2N_TIMEOUT_DEFAULT}
 
 /*
  * Receives the replies of a round and sums them in (token, k) order: out is bit-identical across

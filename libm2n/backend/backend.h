@@ -73,8 +73,8 @@ struct m2n__options;
 /* What open() is given; borrowed until close(). */
 struct m2n__iface_params {
 	const struct m2n__options *options;
-	const char *host_id; /* equal on ranks of one host */
-	_Atomic uint64_t *signals; /* the context's signal table [n_signals] */
+	const char *host_id;               /* equal on ranks of one host */
+	_Atomic uint64_t *signals;         /* the context's signal table [n_signals] */
 	const struct m2n__mem *signal_mem; /* the memory it lies in */
 	uint32_t n_signals;
 };
@@ -127,17 +127,17 @@ struct m2n__backend_ops {
 	/* May a peer with this blob be reached? 1 or 0; must agree on both sides. */
 	int (*reaches)(struct m2n__iface *iface, const void *blob, size_t bytes);
 
-	int (*connect)(struct m2n__iface *iface, const void *blob, size_t bytes,
-		struct m2n__ep **ep);
+	int (*connect)(
+		struct m2n__iface *iface, const void *blob, size_t bytes, struct m2n__ep **ep);
 	void (*disconnect)(struct m2n__ep *ep);
 
 	int (*reg)(struct m2n__iface *iface, const struct m2n__mem *mem, struct m2n__mr **mr);
 	void (*dereg)(struct m2n__mr *mr);
 	/* Key for bytes [offset, offset + bytes) of mr's memory. *key_bytes: room, then size. */
-	int (*export_key)(struct m2n__mr *mr, size_t offset, size_t bytes, void *key,
-		size_t *key_bytes);
-	int (*import_key)(struct m2n__ep *ep, const void *key, size_t key_bytes,
-		struct m2n__rmem **rmem);
+	int (*export_key)(
+		struct m2n__mr *mr, size_t offset, size_t bytes, void *key, size_t *key_bytes);
+	int (*import_key)(
+		struct m2n__ep *ep, const void *key, size_t key_bytes, struct m2n__rmem **rmem);
 	void (*release_key)(struct m2n__rmem *rmem);
 
 	/* Messaging only. The gather list is borrowed for the call, its bytes until flush(). */
@@ -168,7 +168,7 @@ extern const struct m2n__backend_ops *const m2n__backends[];
  * The table with every missing operation filled by a stand-in that returns -ENOTSUP or does
  * nothing; `storage` holds it. Callers never test for NULL.
  */
-const struct m2n__backend_ops *m2n__backend_resolve(const struct m2n__backend_ops *ops,
-	struct m2n__backend_ops *storage);
+const struct m2n__backend_ops *m2n__backend_resolve(
+	const struct m2n__backend_ops *ops, struct m2n__backend_ops *storage);
 
 #endif

@@ -39,8 +39,7 @@ static int no_reaches(struct m2n__iface *iface, const void *blob, size_t bytes)
 	return 0;
 }
 
-static int no_connect(struct m2n__iface *iface, const void *blob, size_t bytes,
-	struct m2n__ep **ep)
+static int no_connect(struct m2n__iface *iface, const void *blob, size_t bytes, struct m2n__ep **ep)
 {
 	(void)iface, (void)blob, (void)bytes, (void)ep;
 	return m2n__error(-ENOTSUP, "the backend has no connect operation");
@@ -62,15 +61,13 @@ static void no_dereg(struct m2n__mr *mr)
 	(void)mr;
 }
 
-static int no_export(struct m2n__mr *mr, size_t offset, size_t bytes, void *key,
-	size_t *key_bytes)
+static int no_export(struct m2n__mr *mr, size_t offset, size_t bytes, void *key, size_t *key_bytes)
 {
 	(void)mr, (void)offset, (void)bytes, (void)key, (void)key_bytes;
 	return m2n__error(-ENOTSUP, "the backend cannot export memory");
 }
 
-static int no_import(struct m2n__ep *ep, const void *key, size_t key_bytes,
-	struct m2n__rmem **rmem)
+static int no_import(struct m2n__ep *ep, const void *key, size_t key_bytes, struct m2n__rmem **rmem)
 {
 	(void)ep, (void)key, (void)key_bytes, (void)rmem;
 	return m2n__error(-ENOTSUP, "the backend cannot import memory");
@@ -133,8 +130,8 @@ static void no_disarm(struct m2n__iface *iface)
 
 #define OR(op, stand_in) (ops->op ? ops->op : (stand_in))
 
-const struct m2n__backend_ops *m2n__backend_resolve(const struct m2n__backend_ops *ops,
-	struct m2n__backend_ops *storage)
+const struct m2n__backend_ops *m2n__backend_resolve(
+	const struct m2n__backend_ops *ops, struct m2n__backend_ops *storage)
 {
 	struct m2n__backend_ops resolved = {
 		ops->name,

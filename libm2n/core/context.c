@@ -18,8 +18,8 @@
 #include "util/error.h"
 #include "util/time.h"
 
-int m2n__params_read(void *copy, size_t copy_bytes, const void *init, const void *params,
-	const char *what)
+int m2n__params_read(
+	void *copy, size_t copy_bytes, const void *init, const void *params, const char *what)
 {
 	size_t size;
 
@@ -29,13 +29,15 @@ int m2n__params_read(void *copy, size_t copy_bytes, const void *init, const void
 	memcpy(&size, params, sizeof(size));
 	if (size < sizeof(size) || size > 65536)
 		return m2n__error(-EINVAL,
-			"%s.size is %zu; start from the INIT macro, which sets it to %zu", what, size,
-			copy_bytes);
+			"%s.size is %zu; start from the INIT macro, which sets it to %zu", what,
+			size, copy_bytes);
 	for (size_t i = copy_bytes; i < size; i++)
 		if (((const char *)params)[i])
 			return m2n__error(-EINVAL,
-				"%s.size is %zu, this library knows %zu bytes and byte %zu is not zero: "
-				"the program was built for a newer libm2n", what, size, copy_bytes, i);
+				"%s.size is %zu, this library knows %zu bytes and byte %zu is not "
+				"zero: "
+				"the program was built for a newer libm2n",
+				what, size, copy_bytes, i);
 	memcpy(copy, params, size < copy_bytes ? size : copy_bytes);
 	memcpy(copy, &copy_bytes, sizeof(copy_bytes));
 	return 0;
@@ -107,8 +109,8 @@ static int no_such_backend(const char *name)
 	size_t at = 0;
 
 	for (unsigned i = 0; m2n__backends[i]; i++)
-		at += (size_t)snprintf(names + at, sizeof(names) - at, ", %s",
-			m2n__backends[i]->name);
+		at += (size_t)snprintf(
+			names + at, sizeof(names) - at, ", %s", m2n__backends[i]->name);
 	return m2n__error(M2N_ERR_BACKEND,
 		"backend '%s' is not in this build; there are: auto%s, fault:NAME", name, names);
 }
@@ -124,8 +126,8 @@ static int open_backends(struct m2n_ctx *ctx)
 	if (strncmp(want, "fault:", 6) == 0) {
 		ops = find_backend(want + 6);
 		if (!ops || !(ops->caps & M2N__CAP_MAPPED))
-			return ops ? m2n__error(M2N_ERR_BACKEND, "fault: '%s' is not a mapped backend",
-					     want + 6)
+			return ops ? m2n__error(M2N_ERR_BACKEND,
+					     "fault: '%s' is not a mapped backend", want + 6)
 				   : no_such_backend(want + 6);
 		m2n__fault_wrap(m2n__backend_resolve(ops, &fault_inner));
 		return open_backend(ctx, &m2n__backend_fault);
@@ -172,8 +174,10 @@ static int open_parts(struct m2n_ctx *ctx)
 	ctx->kernels = m2n__kernels_select(strcmp(kernels, "auto") == 0 ? NULL : kernels);
 	if (!ctx->kernels)
 		return m2n__error(M2N_ERR_OPTION,
-			"option KERNELS: '%s' is unknown or this processor lacks it; accepted: auto, "
-			"scalar, avx2, avx512", kernels);
+			"option KERNELS: '%s' is unknown or this processor lacks it; accepted: "
+			"auto, "
+			"scalar, avx2, avx512",
+			kernels);
 	find_host_id(ctx);
 	ctx->spin_ns = ctx->options.spin_ns;
 	/* Only messaging backends use the table: address space until then. */
@@ -209,8 +213,8 @@ int m2n_ctx_open(const struct m2n_ctx_params *params, struct m2n_ctx **ctx_out)
 	pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
 	pthread_mutex_init(&ctx->lock, &recursive);
 	pthread_mutexattr_destroy(&recursive);
-	rc = m2n__options_parse(&ctx->options, p.backend, p.options, m2n__environment(), m2n__getenv, NULL,
-		warning, sizeof(warning));
+	rc = m2n__options_parse(&ctx->options, p.backend, p.options, m2n__environment(),
+		m2n__getenv, NULL, warning, sizeof(warning));
 	if (!rc) {
 		ctx->log.sink = p.log;
 		ctx->log.sink_arg = p.log_arg;
@@ -300,8 +304,8 @@ int m2n_ctx_backend_at(struct m2n_ctx *ctx, unsigned index, struct m2n_backend_a
 	return 0;
 }
 
-int m2n_ctx_option(struct m2n_ctx *ctx, const char *name, char *value, size_t bytes,
-	const char **origin)
+int m2n_ctx_option(
+	struct m2n_ctx *ctx, const char *name, char *value, size_t bytes, const char **origin)
 {
 	if (!ctx || !name || !value)
 		return m2n__error(-EINVAL, "m2n_ctx_option: ctx, name or value is NULL");
@@ -323,7 +327,8 @@ int m2n__signal_alloc(struct m2n_ctx *ctx, uint32_t n, uint32_t *first)
 	}
 	if (n > (uint32_t)ctx->options.n_signals - ctx->n_signals_used)
 		return m2n__error(-ENOMEM,
-			"the signal table is full: %u words used, %u more wanted, option SIGNALS is %ld",
+			"the signal table is full: %u words used, %u more wanted, option SIGNALS "
+			"is %ld",
 			ctx->n_signals_used, n, (long)ctx->options.n_signals);
 	*first = ctx->n_signals_used;
 	ctx->n_signals_used += n;
@@ -332,8 +337,8 @@ int m2n__signal_alloc(struct m2n_ctx *ctx, uint32_t n, uint32_t *first)
 
 void m2n__signal_free(struct m2n_ctx *ctx, uint32_t first, uint32_t n)
 {
-	struct m2n__signal_range *grown = realloc(ctx->free_signals,
-		(ctx->n_free_signals + 1) * sizeof(*grown));
+	struct m2n__signal_range *grown =
+		realloc(ctx->free_signals, (ctx->n_free_signals + 1) * sizeof(*grown));
 
 	if (!grown)
 		return; /* the range stays unused; nothing else is harmed */

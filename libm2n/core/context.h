@@ -53,7 +53,7 @@ struct m2n_ctx {
 	struct m2n_channel *exact; /* channels with exact placement, under lock */
 	atomic_uint n_ungranted;   /* rounds of theirs whose rows wait for a grant */
 	_Atomic int64_t last_poll_ns;
-	int64_t spin_ns; /* the option, or 0 when ranks outnumber cores */
+	int64_t spin_ns;           /* the option, or 0 when ranks outnumber cores */
 	atomic_uint n_local_peers; /* processes on this host that are connected, with this one */
 };
 
@@ -91,11 +91,11 @@ void m2n__ctx_unlock(struct m2n_ctx *ctx);
  * Checks a params struct against what this library knows: same size, or shorter (tail zero-filled
  * in `copy` from `init`), or longer with a zero tail. 0 or -EINVAL naming the struct.
  */
-int m2n__params_read(void *copy, size_t copy_bytes, const void *init, const void *params,
-	const char *what);
+int m2n__params_read(
+	void *copy, size_t copy_bytes, const void *init, const void *params, const char *what);
 /* The same for calls of the data path: params themselves when the size is ours, else the copy. */
-static inline const void *m2n__params(void *copy, size_t copy_bytes, const void *init,
-	const void *params, const char *what)
+static inline const void *m2n__params(
+	void *copy, size_t copy_bytes, const void *init, const void *params, const char *what)
 {
 	if (params && *(const size_t *)params == copy_bytes)
 		return params;

@@ -37,9 +37,9 @@ struct m2n__conn {
 	uint64_t id;
 	int fd;
 	enum conn_state state;
-	int end_wanted; /* close as soon as no call writes into the peer's memory */
-	int peer_ended; /* its end was seen */
-	int64_t deadline_ns; /* of the handshake */
+	int end_wanted;             /* close as soon as no call writes into the peer's memory */
+	int peer_ended;             /* its end was seen */
+	int64_t deadline_ns;        /* of the handshake */
 	struct m2n__record *record; /* the caller's, until it is proven */
 	uint8_t caller_nonce[M2N__AUTH_NONCE_BYTES];
 	uint8_t listener_nonce[M2N__AUTH_NONCE_BYTES];
@@ -204,8 +204,8 @@ static int grow(uint8_t **buffer, size_t *room, size_t want)
 	return 0;
 }
 
-void m2n__conn_send(struct m2n__conn *conn, enum m2n__frame_type type, const void *body,
-	size_t bytes)
+void m2n__conn_send(
+	struct m2n__conn *conn, enum m2n__frame_type type, const void *body, size_t bytes)
 {
 	struct m2n__frame_head head = {M2N__WIRE_VERSION, (uint16_t)type, (uint32_t)bytes};
 
@@ -261,15 +261,16 @@ static void send_hello(struct m2n__conn *conn)
 }
 
 /* Is another connection with this peer in the way? Changes nothing: the caller is not proven. */
-static int rival_stands(const struct m2n__conn *conn, const struct m2n__peer *peer,
-	uint64_t incarnation)
+static int rival_stands(
+	const struct m2n__conn *conn, const struct m2n__peer *peer, uint64_t incarnation)
 {
 	const struct m2n__conn *rival = peer->conn;
 
 	if (!rival)
 		return 0;
 	if (rival->state == OPEN)
-		return peer->incarnation == incarnation ? m2n__error(-EALREADY, "connected already") : 0;
+		return peer->incarnation == incarnation ? m2n__error(-EALREADY, "connected already")
+							: 0;
 	if (conn->group->rank < peer->rank && !conn->group->replacing && !peer->incarnation)
 		return m2n__error(-EALREADY, "the lower rank's call stands");
 	return 0;
@@ -463,8 +464,8 @@ static void take_frames(struct m2n__conn *conn)
 			if (conn->peer && conn->state != OPEN && rc != -EALREADY &&
 				conn->state == WAIT_CHALLENGE) {
 				conn->peer->fatal = rc;
-				snprintf(conn->peer->fatal_text, sizeof(conn->peer->fatal_text), "%s",
-					m2n_error_text());
+				snprintf(conn->peer->fatal_text, sizeof(conn->peer->fatal_text),
+					"%s", m2n_error_text());
 			}
 			if (conn->state != DEAD)
 				reject(conn, rc);
@@ -624,7 +625,8 @@ int m2n__control_poll(struct m2n_group *group)
 
 int m2n__control_open(struct m2n_group *group, const char *address)
 {
-	struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST | AI_PASSIVE};
+	struct addrinfo hints = {
+		.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST | AI_PASSIVE};
 	struct sockaddr_storage bound;
 	struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
 	socklen_t bytes = sizeof(bound);
@@ -649,9 +651,9 @@ int m2n__control_open(struct m2n_group *group, const char *address)
 	freeaddrinfo(found);
 	if (rc)
 		return rc;
-	group->record.port = ntohs(bound.ss_family == AF_INET6
-			? ((struct sockaddr_in6 *)&bound)->sin6_port
-			: ((struct sockaddr_in *)&bound)->sin_port);
+	group->record.port =
+		ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port
+						  : ((struct sockaddr_in *)&bound)->sin_port);
 	return 0;
 }
 

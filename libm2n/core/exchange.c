@@ -13,7 +13,6 @@
 
 #define MAX_DEPTH 64
 
-
 static int check_params(const struct m2n_exchange_params *p)
 {
 	if (!p->name || !p->name[0] || strlen(p->name) > 23)
@@ -28,8 +27,8 @@ static int check_params(const struct m2n_exchange_params *p)
 	if ((p->n_send && !p->send_to) || (p->n_recv && !p->recv_from))
 		return m2n__error(-EINVAL, "exchange '%s': a list of ranks is NULL", p->name);
 	if (!p->n_send && !p->n_recv)
-		return m2n__error(-EINVAL, "exchange '%s': no peers: n_send and n_recv are 0",
-			p->name);
+		return m2n__error(
+			-EINVAL, "exchange '%s': no peers: n_send and n_recv are 0", p->name);
 	return 0;
 }
 
@@ -37,12 +36,12 @@ static int check_list(const char *name, const char *what, const int *ranks, size
 {
 	for (size_t i = 0; i < n; i++) {
 		if (ranks[i] < 0 || ranks[i] >= M2N__MAX_RANKS)
-			return m2n__error(-EINVAL, "exchange '%s': %s[%zu] is %d, accepted: 0..%d", name,
-				what, i, ranks[i], M2N__MAX_RANKS - 1);
+			return m2n__error(-EINVAL, "exchange '%s': %s[%zu] is %d, accepted: 0..%d",
+				name, what, i, ranks[i], M2N__MAX_RANKS - 1);
 		for (size_t k = 0; k < i; k++)
 			if (ranks[i] == ranks[k])
-				return m2n__error(-EINVAL, "exchange '%s': rank %d is in %s twice", name,
-					ranks[i], what);
+				return m2n__error(-EINVAL, "exchange '%s': rank %d is in %s twice",
+					name, ranks[i], what);
 	}
 	return 0;
 }
@@ -111,8 +110,8 @@ static struct m2n__rx *find_rx(struct m2n_exchange *x, int rank)
 	for (size_t i = 0; x && i < x->n_rx; i++)
 		if (x->rx[i].peer->rank == rank)
 			return &x->rx[i];
-	m2n__error(-EINVAL, "%s: does not receive from rank %d", x ? x->title : "exchange NULL",
-		rank);
+	m2n__error(
+		-EINVAL, "%s: does not receive from rank %d", x ? x->title : "exchange NULL", rank);
 	return NULL;
 }
 
@@ -152,8 +151,7 @@ static int put_messaging(struct m2n_exchange *x, struct m2n__tx *tx, const struc
 {
 	struct m2n__slot_head head = {.bytes = bytes};
 
-	return m2n__tx_put_slot(x, tx, tx->slot, tx->seq, &head, iov,
-		n_iov);
+	return m2n__tx_put_slot(x, tx, tx->slot, tx->seq, &head, iov, n_iov);
 }
 
 int m2n_exchange_put(struct m2n_exchange *x, int peer, const struct m2n_iov *iov, size_t n_iov,
@@ -180,10 +178,12 @@ int m2n_exchange_put(struct m2n_exchange *x, int peer, const struct m2n_iov *iov
 	if (w.start_ns)
 		m2n__tally_add(&tx->tally.wait_ns, (uint64_t)m2n__waited_ns(&w));
 	if (rc)
-		return rc == -EAGAIN ? rc
-				     : m2n__error(rc, "%s: rank %d has released none of %u slots "
-					"(message %lu)", x->title, peer, x->spec.n_slots,
-					(unsigned long)tx->seq);
+		return rc == -EAGAIN
+			       ? rc
+			       : m2n__error(rc,
+					 "%s: rank %d has released none of %u slots "
+					 "(message %lu)",
+					 x->title, peer, x->spec.n_slots, (unsigned long)tx->seq);
 	m2n__exchange_enter(x, M2N__WRITER_TX);
 	if (!m2n__tx_up(tx))
 		rc = lost(x, tx->peer);
@@ -214,8 +214,8 @@ static int complete(const struct m2n_exchange *x, const struct m2n__rx *rx, uint
 	return m2n__rx_ready(x, rx, slot, rx->seq) && m2n__rx_whole(x, rx, slot);
 }
 
-int m2n_exchange_get(struct m2n_exchange *x, int peer, int64_t timeout_ns, const void **data,
-	size_t *bytes)
+int m2n_exchange_get(
+	struct m2n_exchange *x, int peer, int64_t timeout_ns, const void **data, size_t *bytes)
 {
 	struct m2n__rx *rx = find_rx(x, peer);
 	const struct m2n__slot_head *head;
@@ -226,8 +226,8 @@ int m2n_exchange_get(struct m2n_exchange *x, int peer, int64_t timeout_ns, const
 	if (!rx || !data || !bytes)
 		return rx ? m2n__error(-EINVAL, "%s: data or bytes is NULL", x->title) : -EINVAL;
 	if (rx->held)
-		return m2n__error(-EBUSY, "%s: the last message of rank %d was not released",
-			x->title, peer);
+		return m2n__error(
+			-EBUSY, "%s: the last message of rank %d was not released", x->title, peer);
 	m2n__wait_begin(&w, x->ctx, timeout_ns);
 	while (!complete(x, rx, rx->slot) &&
 		(m2n__rx_up(rx) || m2n__link_coming(&rx->prepared, rx->peer)) &&
@@ -242,7 +242,7 @@ int m2n_exchange_get(struct m2n_exchange *x, int peer, int64_t timeout_ns, const
 			return lost(x, rx->peer);
 		return rc == -EAGAIN ? rc
 				     : m2n__error(rc, "%s: message %lu of rank %d did not come",
-					x->title, (unsigned long)rx->seq, peer);
+					       x->title, (unsigned long)rx->seq, peer);
 	}
 	head = m2n__rx_head(x, rx, slot);
 	if (head->bytes > x->spec.slot_bytes)
@@ -276,8 +276,8 @@ int m2n_exchange_release(struct m2n_exchange *x, int peer)
 	return 0;
 }
 
-int m2n_exchange_counters(struct m2n_exchange *x, int peer, struct m2n_counters *sent,
-	struct m2n_counters *received)
+int m2n_exchange_counters(
+	struct m2n_exchange *x, int peer, struct m2n_counters *sent, struct m2n_counters *received)
 {
 	struct m2n__tx *tx = sent ? find_tx(x, peer) : NULL;
 	struct m2n__rx *rx = received ? find_rx(x, peer) : NULL;

@@ -40,8 +40,9 @@ static int send_range(struct m2n_channel *ch, struct m2n__open *open, uint32_t s
 			break;
 		rc += (int)ch->iov[n_scales].bytes;
 	}
-	rc = n_scales ? m2n__tx_put_region(ch->dispatch, tx, slot, scales, ch->iov, n_scales, n_puts)
-		      : 0;
+	rc = n_scales
+		     ? m2n__tx_put_region(ch->dispatch, tx, slot, scales, ch->iov, n_scales, n_puts)
+		     : 0;
 	return rc ? rc
 		  : m2n__tx_put_region(ch->dispatch, tx, slot, rows, ch->iov + n_scales,
 			    pieces - n_scales, n_puts);
@@ -84,7 +85,8 @@ static int answer(struct m2n_channel *ch, struct m2n__open *open, uint32_t slot,
 		row += plan->count[i];
 	}
 	if (!rc)
-		rc = m2n__tx_body_signal(ch->dispatch, &ch->dispatch->tx[j], slot, open->round, n_puts);
+		rc = m2n__tx_body_signal(
+			ch->dispatch, &ch->dispatch->tx[j], slot, open->round, n_puts);
 	if (!rc)
 		m2n__tx_notify(&ch->dispatch->tx[j]);
 	return rc;
@@ -154,8 +156,8 @@ void m2n__send_granted(struct m2n_channel *ch)
 		if (ch->open[slot].n_ungranted) {
 			answer_round(ch, &ch->open[slot], slot);
 			if (!ch->open[slot].n_ungranted)
-				atomic_fetch_sub_explicit(&ch->ctx->n_ungranted, 1,
-					memory_order_relaxed);
+				atomic_fetch_sub_explicit(
+					&ch->ctx->n_ungranted, 1, memory_order_relaxed);
 		}
 	m2n__exchange_exit(ch->dispatch, M2N__WRITER_GRANT);
 	m2n__grants_unlock(ch);

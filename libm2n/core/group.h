@@ -87,12 +87,17 @@ void m2n__peer_lost(struct m2n__peer *peer, enum m2n_peer_state state, const cha
 /* Looks, sleeps for a moment on the control connections, looks again. Takes the lock itself. */
 void m2n__group_wait(struct m2n_group *group);
 /* Sends a frame to a peer; one that cannot take it is lost. Under lock. */
-void m2n__peer_send(struct m2n__peer *peer, enum m2n__frame_type type, const void *body,
-	size_t bytes);
+void m2n__peer_send(
+	struct m2n__peer *peer, enum m2n__frame_type type, const void *body, size_t bytes);
 /* Why a link to the peer is down; constant while it is. */
 const char *m2n__peer_reason(const struct m2n__peer *peer);
 /* A call that needs the peer now: 0, or its fatal status with text, or PEER_LOST with reason. */
 int m2n__peer_status(struct m2n__peer *peer);
+
+/* The store's key of a rank's address record. */
+void m2n__peer_key(const struct m2n_group *group, int rank, char key[M2N__STORE_KEY_MAX]);
+/* Processes of this host that are connected: more or less by `change`. */
+void m2n__count_local(struct m2n_ctx *ctx, int change);
 
 /* core/control.c: connections. All under lock. */
 int m2n__control_open(struct m2n_group *group, const char *address);
@@ -103,20 +108,20 @@ int m2n__control_poll(struct m2n_group *group);
 void m2n__conn_end(struct m2n__conn *conn, int linger);
 /* Does a connection up to number `id` still wait for the end of a peer that we gave up? */
 int m2n__conn_lingers(struct m2n_group *group, uint64_t id);
-void m2n__conn_send(struct m2n__conn *conn, enum m2n__frame_type type, const void *body,
-	size_t bytes);
+void m2n__conn_send(
+	struct m2n__conn *conn, enum m2n__frame_type type, const void *body, size_t bytes);
 
 /* core/group.c, called by control.c. */
 /* Proven and agreed: choose a backend, connect, bring links up. 0 or a status for a REJECT. */
-int m2n__peer_opened(struct m2n__peer *peer, struct m2n__conn *conn,
-	const struct m2n__record *record);
+int m2n__peer_opened(
+	struct m2n__peer *peer, struct m2n__conn *conn, const struct m2n__record *record);
 
 /* core/link.c, called by group.c and control.c. */
 void m2n__exchange_peer_live(struct m2n_exchange *exchange, struct m2n__peer *peer);
 void m2n__exchange_peer_lost(struct m2n_exchange *exchange, struct m2n__peer *peer);
 /* A LINK or UNLINK frame. 0, or M2N_ERR_PROTOCOL: the peer is then lost. */
-int m2n__link_frame(struct m2n__peer *peer, enum m2n__frame_type type, const uint8_t *body,
-	size_t bytes);
+int m2n__link_frame(
+	struct m2n__peer *peer, enum m2n__frame_type type, const uint8_t *body, size_t bytes);
 /* Drops LINK frames of a process that went. Under lock. */
 void m2n__group_forget(struct m2n_group *group, int rank);
 void m2n__exchange_close(struct m2n_exchange *exchange);

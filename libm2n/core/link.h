@@ -33,18 +33,19 @@ struct m2n__shape {
 void m2n__shape_add(struct m2n__shape *shape, const char *name, uint64_t value);
 
 struct m2n__exchange_spec {
-	const char *name;       /* unique in the group */
-	const char *title;      /* for errors: "channel 'moe'" */
-	const int *send_to;     /* group ranks */
+	const char *name;   /* unique in the group */
+	const char *title;  /* for errors: "channel 'moe'" */
+	const int *send_to; /* group ranks */
 	size_t n_send;
 	const int *recv_from;
 	size_t n_recv;
-	uint32_t n_slots;       /* per sender */
-	size_t slot_bytes;      /* payload behind a head */
-	size_t stage_bytes;     /* of it: what a messaging sender stages (not rows) */
-	size_t region_bytes;    /* of one region slot; 0: no region */
+	uint32_t n_slots;    /* per sender */
+	size_t slot_bytes;   /* payload behind a head */
+	size_t stage_bytes;  /* of it: what a messaging sender stages (not rows) */
+	size_t region_bytes; /* of one region slot; 0: no region */
 	uint32_t n_region_slots;
-	uint32_t n_spare_slots; /* address space for region slots that a lost peer may still write */
+	uint32_t
+		n_spare_slots; /* address space for region slots that a lost peer may still write */
 	int explicit_credits;
 	struct m2n__shape shape;
 	_Atomic uint64_t *tx_round; /* the owner's next round to send; NULL: starts at 0 again */
@@ -58,17 +59,17 @@ struct m2n__tx {
 	atomic_int up;
 	struct m2n__peer *peer;
 	struct m2n__ep *ep;
-	uint8_t *slots;   /* mapped: the peer's slots for us; NULL: messaging */
-	uint8_t *region;  /* mapped: the peer's region */
+	uint8_t *slots;  /* mapped: the peer's slots for us; NULL: messaging */
+	uint8_t *region; /* mapped: the peer's region */
 	struct m2n__rmem *slots_rmem, *region_rmem;
-	uint32_t signal0; /* messaging: the peer's signal words for us, two a slot */
+	uint32_t signal0;          /* messaging: the peer's signal words for us, two a slot */
 	_Atomic uint64_t *credits; /* [n_slots * credit_step] ours: round + 1 that was released */
 	uint64_t *sent;            /* [n_slots] round + 1 that the slot was filled with; 0: free */
 	uint64_t first_round;
-	uint64_t seq;              /* public exchange: messages sent */
-	uint32_t slot;             /* public exchange: of the next message */
-	struct m2n__shared stage;  /* messaging: [n_slots] heads and staged payload */
-	atomic_int prepared; /* our side is fresh and the peer was told */
+	uint64_t seq;             /* public exchange: messages sent */
+	uint32_t slot;            /* public exchange: of the next message */
+	struct m2n__shared stage; /* messaging: [n_slots] heads and staged payload */
+	atomic_int prepared;      /* our side is fresh and the peer was told */
 	uint64_t own_id, peer_id; /* of our LINK frame, and of the peer's that was taken */
 	int was_linked;
 	struct m2n__tally tally;
@@ -78,7 +79,7 @@ struct m2n__rx {
 	atomic_int up;
 	struct m2n__peer *peer;
 	struct m2n__ep *ep;
-	uint8_t *slots;   /* our memory */
+	uint8_t *slots; /* our memory */
 	int mapped;
 	uint32_t signal0; /* our words, two a slot: heads, bodies */
 	int has_signals;
@@ -88,10 +89,10 @@ struct m2n__rx {
 	struct m2n__shared stage; /* messaging: [n_slots] credit words on their way */
 	struct m2n__shared area;  /* after a replacement: slots of their own */
 	_Atomic uint64_t first_round;
-	uint64_t seq;             /* public exchange: messages taken */
-	uint32_t slot;            /* public exchange: of the next message */
+	uint64_t seq;  /* public exchange: messages taken */
+	uint32_t slot; /* public exchange: of the next message */
 	int held;
-	atomic_int prepared; /* our side is fresh and the peer was told */
+	atomic_int prepared;      /* our side is fresh and the peer was told */
 	uint64_t own_id, peer_id; /* of our LINK frame, and of the peer's that was taken */
 	int was_linked;
 	struct m2n__tally tally;
@@ -117,10 +118,11 @@ struct m2n_exchange {
 	struct m2n__tx *tx;
 	struct m2n__rx *rx;
 	struct m2n__shared area, region, credits;
-	uint64_t *quarantine; /* [n_region_slots + n_spare_slots] connection that must end first; 0 */
+	uint64_t *
+		quarantine; /* [n_region_slots + n_spare_slots] connection that must end first; 0 */
 	struct m2n__garbage *garbage;
 	atomic_uint busy[3]; /* calls that are writing into peers' memory, by m2n__writer */
-	int error;        /* a disagreement found by a LINK frame */
+	int error;           /* a disagreement found by a LINK frame */
 	int error_rank;
 	char error_text[256];
 };
@@ -130,20 +132,52 @@ int m2n__exchange_open(struct m2n_group *group, const struct m2n__exchange_spec 
 /* Waits until every link is up. 0 or a negative code with the ranks in the text. */
 int m2n__exchange_connect(struct m2n_exchange *exchange, int64_t timeout_ns);
 /* Bytes of receive space, region and words that an exchange of this spec allocates. */
-void m2n__exchange_sizes(const struct m2n__exchange_spec *spec, size_t *area, size_t *region,
-	size_t *words);
+void m2n__exchange_sizes(
+	const struct m2n__exchange_spec *spec, size_t *area, size_t *region, size_t *words);
+
+/* core/link_frame.c. Under lock. */
+int m2n__link_send(struct m2n_exchange *exchange, struct m2n__peer *peer, struct m2n__tx *tx,
+	struct m2n__rx *rx);
+void m2n__link_take_pending(struct m2n_exchange *exchange, struct m2n__peer *peer);
+void m2n__link_goodbye(struct m2n_exchange *exchange);
+
+static inline struct m2n__tx *m2n__tx_of(struct m2n_exchange *x, const struct m2n__peer *peer)
+{
+	for (size_t i = 0; i < x->n_tx; i++)
+		if (x->tx[i].peer == peer)
+			return &x->tx[i];
+	return NULL;
+}
+
+static inline struct m2n__rx *m2n__rx_of(struct m2n_exchange *x, const struct m2n__peer *peer)
+{
+	for (size_t i = 0; i < x->n_rx; i++)
+		if (x->rx[i].peer == peer)
+			return &x->rx[i];
+	return NULL;
+}
+
+static inline size_t m2n__credit_step(const struct m2n__exchange_spec *spec)
+{
+	return spec->n_slots <= 64 ? M2N__CACHE_LINE / sizeof(uint64_t) : 1;
+}
+
+static inline size_t m2n__credit_bytes(const struct m2n__exchange_spec *spec)
+{
+	return spec->n_slots * m2n__credit_step(spec) * sizeof(uint64_t);
+}
 
 /* core/link_move.c: what rounds do with links. `i` indexes tx or rx. */
 
-static inline struct m2n__slot_head *m2n__rx_head(const struct m2n_exchange *x,
-	const struct m2n__rx *rx, uint32_t slot)
+static inline struct m2n__slot_head *m2n__rx_head(
+	const struct m2n_exchange *x, const struct m2n__rx *rx, uint32_t slot)
 {
 	return (struct m2n__slot_head *)(rx->slots + slot * x->stride);
 }
 
 /* Has the head of `round` arrived in `slot`? */
-static inline int m2n__rx_ready(const struct m2n_exchange *x, const struct m2n__rx *rx,
-	uint32_t slot, uint64_t round)
+static inline int m2n__rx_ready(
+	const struct m2n_exchange *x, const struct m2n__rx *rx, uint32_t slot, uint64_t round)
 {
 	struct m2n__slot_head *head = m2n__rx_head(x, rx, slot);
 
@@ -160,28 +194,30 @@ static inline int m2n__rx_ready(const struct m2n_exchange *x, const struct m2n__
  * Messaging, after m2n__rx_ready(): have all transfers that the head counts arrived? With mapped
  * peers the signal comes last, so they have.
  */
-static inline int m2n__rx_whole(const struct m2n_exchange *x, const struct m2n__rx *rx,
-	uint32_t slot)
+static inline int m2n__rx_whole(
+	const struct m2n_exchange *x, const struct m2n__rx *rx, uint32_t slot)
 {
-	return rx->mapped ||
-	       atomic_load_explicit(&x->ctx->signals[rx->signal0 + 2 * slot + 1],
-		       memory_order_acquire) - rx->body_seen[slot] >=
-		       m2n__rx_head(x, rx, slot)->n_body_puts;
+	return rx->mapped || atomic_load_explicit(&x->ctx->signals[rx->signal0 + 2 * slot + 1],
+				     memory_order_acquire) -
+					     rx->body_seen[slot] >=
+				     m2n__rx_head(x, rx, slot)->n_body_puts;
 }
 
 /*
  * Exact placement: has the body of a round whose head came before arrived? Mapped: its own word.
  * Messaging: a second signal of the head's word says that n_body_puts is final.
  */
-static inline int m2n__rx_body_ready(const struct m2n_exchange *x, const struct m2n__rx *rx,
-	uint32_t slot, uint64_t round)
+static inline int m2n__rx_body_ready(
+	const struct m2n_exchange *x, const struct m2n__rx *rx, uint32_t slot, uint64_t round)
 {
 	/* A3: pairs with R3 in m2n__tx_body_signal(). */
 	if (rx->mapped)
-		return atomic_load_explicit(&m2n__rx_head(x, rx, slot)->body,
-			       memory_order_acquire) == round + 1;
-	return atomic_load_explicit(&x->ctx->signals[rx->signal0 + 2 * slot],
-		       memory_order_acquire) - rx->head_seen[slot] >= 2 &&
+		return atomic_load_explicit(
+			       &m2n__rx_head(x, rx, slot)->body, memory_order_acquire) == round + 1;
+	return atomic_load_explicit(
+		       &x->ctx->signals[rx->signal0 + 2 * slot], memory_order_acquire) -
+			       rx->head_seen[slot] >=
+		       2 &&
 	       m2n__rx_whole(x, rx, slot);
 }
 
@@ -198,7 +234,8 @@ static inline int m2n__tx_free(const struct m2n_exchange *x, struct m2n__tx *tx,
 	if (!x->spec.explicit_credits)
 		return 0;
 	/* A4: pairs with R4 in m2n__rx_credit(). */
-	if (atomic_load_explicit(&tx->credits[slot * x->credit_step], memory_order_acquire) != tx->sent[slot])
+	if (atomic_load_explicit(&tx->credits[slot * x->credit_step], memory_order_acquire) !=
+		tx->sent[slot])
 		return 0;
 	tx->sent[slot] = 0;
 	return 1;
@@ -239,8 +276,8 @@ static inline int m2n__rx_up(const struct m2n__rx *rx)
 	return atomic_load_explicit(&rx->up, memory_order_acquire);
 }
 
-static inline struct m2n__slot_head *m2n__tx_head(const struct m2n_exchange *x,
-	const struct m2n__tx *tx, uint32_t slot)
+static inline struct m2n__slot_head *m2n__tx_head(
+	const struct m2n_exchange *x, const struct m2n__tx *tx, uint32_t slot)
 {
 	return (struct m2n__slot_head *)(tx->slots + slot * x->stride);
 }
@@ -249,8 +286,8 @@ static inline struct m2n__slot_head *m2n__tx_head(const struct m2n_exchange *x,
  * Publishes the head of a round for a mapped peer; payload and other fields of the head were
  * written before. Does not wake the peer: m2n__tx_notify() does.
  */
-static inline void m2n__tx_signal(const struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot,
-	uint64_t round)
+static inline void m2n__tx_signal(
+	const struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round)
 {
 	tx->sent[slot] = round + 1;
 	/* R1: payload and fields before the signal, pairs with A1. */
@@ -268,8 +305,8 @@ int m2n__tx_put_slot(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, 
 int m2n__tx_put_region(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, size_t offset,
 	const struct m2n_iov *iov, size_t n_iov, uint32_t *n_puts);
 /* Exact placement: the body of the round is complete; messaging: n_puts transfers made it. */
-int m2n__tx_body_signal(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round,
-	uint32_t n_puts);
+int m2n__tx_body_signal(
+	struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round, uint32_t n_puts);
 /* Bytes from one staged head to the next (messaging). */
 static inline size_t m2n__stage_stride(const struct m2n__exchange_spec *spec)
 {

@@ -21,7 +21,8 @@ void m2n__rx_take(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uin
 
 uint8_t *m2n__tx_stage(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot)
 {
-	return (uint8_t *)tx->stage.mem->base + slot * m2n__stage_stride(&x->spec) + sizeof(struct m2n__slot_head);
+	return (uint8_t *)tx->stage.mem->base + slot * m2n__stage_stride(&x->spec) +
+	       sizeof(struct m2n__slot_head);
 }
 
 /* One transfer; a backend that is full is given progress until it takes it. */
@@ -65,15 +66,15 @@ static int put_gather(struct m2n_exchange *x, struct m2n__tx *tx, struct m2n__rm
 int m2n__tx_put_region(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, size_t offset,
 	const struct m2n_iov *iov, size_t n_iov, uint32_t *n_puts)
 {
-	return put_gather(x, tx, tx->region_rmem, offset, iov, n_iov, tx->signal0 + 2 * slot + 1,
-		n_puts);
+	return put_gather(
+		x, tx, tx->region_rmem, offset, iov, n_iov, tx->signal0 + 2 * slot + 1, n_puts);
 }
 
 int m2n__tx_put_slot(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round,
 	struct m2n__slot_head *head, const struct m2n_iov *iov, size_t n_iov)
 {
-	struct m2n__slot_head *staged = (struct m2n__slot_head *)(m2n__tx_stage(x, tx, slot) -
-								 sizeof(*head));
+	struct m2n__slot_head *staged =
+		(struct m2n__slot_head *)(m2n__tx_stage(x, tx, slot) - sizeof(*head));
 	size_t max = tx->ep->iface->max_iov, first = n_iov < max - 1 ? n_iov : max - 1;
 	size_t at = slot * x->stride, skip = sizeof(*head);
 	struct m2n_iov list[64];
@@ -102,8 +103,8 @@ int m2n__tx_put_slot(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, 
 	return 0;
 }
 
-int m2n__tx_body_signal(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round,
-	uint32_t n_puts)
+int m2n__tx_body_signal(
+	struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round, uint32_t n_puts)
 {
 	size_t at = slot * x->stride + offsetof(struct m2n__slot_head, n_body_puts);
 	struct m2n__slot_head *staged;
@@ -113,8 +114,8 @@ int m2n__tx_body_signal(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slo
 
 	if (tx->slots) {
 		/* R3: the body before its word, pairs with A3. */
-		atomic_store_explicit(&m2n__tx_head(x, tx, slot)->body, round + 1,
-			memory_order_release);
+		atomic_store_explicit(
+			&m2n__tx_head(x, tx, slot)->body, round + 1, memory_order_release);
 		return 0;
 	}
 	staged = (struct m2n__slot_head *)(m2n__tx_stage(x, tx, slot) - sizeof(*staged));
@@ -130,11 +131,13 @@ void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, u
 {
 	_Atomic uint64_t *word;
 	struct m2n_iov iov;
-	struct m2n__put p = {&iov, NULL, 1, rx->credits_rmem, slot * x->credit_step * sizeof(*word), M2N__SIGNAL_NONE};
+	struct m2n__put p = {&iov, NULL, 1, rx->credits_rmem, slot * x->credit_step * sizeof(*word),
+		M2N__SIGNAL_NONE};
 
 	if (rx->credits) {
 		/* R4: reads of the slot before its credit, pairs with A4. */
-		atomic_store_explicit(&rx->credits[slot * x->credit_step], round + 1, memory_order_release);
+		atomic_store_explicit(
+			&rx->credits[slot * x->credit_step], round + 1, memory_order_release);
 		rx->ep->ops->notify(rx->ep);
 		return;
 	}

@@ -42,7 +42,8 @@ static int register_all(struct m2n_ctx *ctx, struct m2n__mem *mem, struct m2n__r
 
 int m2n__shared_alloc(struct m2n_ctx *ctx, size_t bytes, size_t commit, struct m2n__shared *s)
 {
-	int rc = m2n__mem_alloc(bytes, commit, (enum m2n__mem_huge)ctx->options.huge_pages, &s->mem);
+	int rc =
+		m2n__mem_alloc(bytes, commit, (enum m2n__mem_huge)ctx->options.huge_pages, &s->mem);
 
 	if (rc)
 		return rc;

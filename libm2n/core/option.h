@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Options: one table (util/option_list.h), parsed once when a context opens. The environment wins over
- * params, params over defaults. Everything else reads the struct's fields.
+ * Options: one table (util/option_list.h), parsed once when a context opens. The environment wins
+ * over params, params over defaults. Everything else reads the struct's fields.
  */
 #ifndef M2N_OPTION_H
 #define M2N_OPTION_H

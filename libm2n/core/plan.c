@@ -36,8 +36,8 @@ void m2n_plan_destroy(struct m2n_plan *plan)
 	m2n__plan_destroy(plan);
 }
 
-int m2n_plan_route(struct m2n_channel *ch, struct m2n_plan *plan,
-	const struct m2n_route_params *params)
+int m2n_plan_route(
+	struct m2n_channel *ch, struct m2n_plan *plan, const struct m2n_route_params *params)
 {
 	static const struct m2n_route_params init = M2N_ROUTE_PARAMS_INIT;
 	uint64_t live[MAX_MASK_WORDS], round;
@@ -51,12 +51,13 @@ int m2n_plan_route(struct m2n_channel *ch, struct m2n_plan *plan,
 	if (rc)
 		return rc;
 	round = p.round == M2N_ROUND_NEXT
-		? atomic_load_explicit(&ch->next_send, memory_order_relaxed) : p.round;
+			? atomic_load_explicit(&ch->next_send, memory_order_relaxed)
+			: p.round;
 	m2n__channel_live(ch, round, live);
 	for (uint32_t w = 0; p.mask && w < ch->n_words_experts; w++)
 		live[w] &= p.mask[w];
-	rc = m2n__plan_route(plan, m2n__channel_map(ch, round), (uint32_t)ch->self_source, p.n_tokens,
-		p.expert_ids, p.weights, live);
+	rc = m2n__plan_route(plan, m2n__channel_map(ch, round), (uint32_t)ch->self_source,
+		p.n_tokens, p.expert_ids, p.weights, live);
 	return rc < 0 ? m2n__error_at(rc, "%s", ch->title) : rc;
 }
 
@@ -77,7 +78,8 @@ const uint8_t *m2n_plan_dropped(const struct m2n_plan *plan)
 uint32_t m2n_plan_rank_rows(const struct m2n_plan *plan, uint32_t expert_rank)
 {
 	return expert_rank < plan->limits.n_ranks
-		? plan->rank_first[expert_rank + 1] - plan->rank_first[expert_rank] : 0;
+		       ? plan->rank_first[expert_rank + 1] - plan->rank_first[expert_rank]
+		       : 0;
 }
 
 size_t m2n_plan_packed_bytes(const struct m2n_plan *plan)
@@ -92,8 +94,8 @@ int m2n_plan_pack(const struct m2n_plan *plan, void *buffer, size_t bytes, size_
 	return m2n__plan_pack(plan, buffer, bytes, used);
 }
 
-int m2n_plan_unpack(struct m2n_channel *ch, struct m2n_plan *plan, const void *buffer,
-	size_t bytes, uint64_t round)
+int m2n_plan_unpack(struct m2n_channel *ch, struct m2n_plan *plan, const void *buffer, size_t bytes,
+	uint64_t round)
 {
 	if (!ch || !plan || !buffer)
 		return m2n__error(-EINVAL, "m2n_plan_unpack: channel, plan or buffer is NULL");

@@ -53,8 +53,8 @@ const char *m2n_strerror(int status)
 		return "success";
 	case M2N_PARTIAL:
 		return "done for some peers or rows only";
-#define M2N_STATUS_TEXT(name, code, text_) \
-	case -(code): \
+#define M2N_STATUS_TEXT(name, code, text_)                                                         \
+	case -(code):                                                                              \
 		return text_;
 		M2N_STATUS_LIST(M2N_STATUS_TEXT)
 #undef M2N_STATUS_TEXT

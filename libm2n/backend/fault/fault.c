@@ -179,8 +179,8 @@ static int fault_reaches(struct m2n__iface *iface, const void *blob, size_t byte
 	       inner_ops->reaches(f->inner, b.inner, b.inner_bytes);
 }
 
-static int fault_connect(struct m2n__iface *iface, const void *blob, size_t bytes,
-	struct m2n__ep **ep)
+static int fault_connect(
+	struct m2n__iface *iface, const void *blob, size_t bytes, struct m2n__ep **ep)
 {
 	struct fault_iface *f = (struct fault_iface *)iface;
 	struct fault_blob b;
@@ -264,14 +264,14 @@ static void fault_dereg(struct m2n__mr *mr)
 	inner_ops->dereg(mr);
 }
 
-static int fault_export(struct m2n__mr *mr, size_t offset, size_t bytes, void *key,
-	size_t *key_bytes)
+static int fault_export(
+	struct m2n__mr *mr, size_t offset, size_t bytes, void *key, size_t *key_bytes)
 {
 	return inner_ops->export_key(mr, offset, bytes, key, key_bytes);
 }
 
-static int fault_import(struct m2n__ep *ep, const void *key, size_t key_bytes,
-	struct m2n__rmem **rmem)
+static int fault_import(
+	struct m2n__ep *ep, const void *key, size_t key_bytes, struct m2n__rmem **rmem)
 {
 	struct fault_ep *e = (struct fault_ep *)ep;
 	struct fault_rmem *r = calloc(1, sizeof(*r));
@@ -326,7 +326,8 @@ static int fault_put(struct m2n__ep *ep, const struct m2n__put *put)
 	pthread_mutex_lock(&f->lock);
 	q->due_ns = m2n__now_ns();
 	if (f->spec.delay_ns)
-		q->due_ns += (int64_t)((double)f->spec.delay_ns * (double)(f->random >> 11) * 0x1p-53);
+		q->due_ns +=
+			(int64_t)((double)f->spec.delay_ns * (double)(f->random >> 11) * 0x1p-53);
 	if (chance(f, f->spec.reorder))
 		q->due_ns += 20000;
 	q->truncate = chance(f, f->spec.truncate);
@@ -403,8 +404,9 @@ static int fault_flush(struct m2n__ep *ep)
 static int fault_check(struct m2n__ep *ep)
 {
 	return ((struct fault_ep *)ep)->broken
-		? m2n__error(M2N_ERR_PEER_LOST, "fault: the connection was broken on purpose")
-		: 0;
+		       ? m2n__error(
+				 M2N_ERR_PEER_LOST, "fault: the connection was broken on purpose")
+		       : 0;
 }
 
 static void fault_notify(struct m2n__ep *ep)

@@ -24,11 +24,11 @@ static int64_t time_unit_ns(const char *unit)
 
 static int set(struct m2n__fault_spec *spec, const char *key, const char *value)
 {
-	double *p = strcmp(key, "drop") == 0         ? &spec->drop
-		    : strcmp(key, "reorder") == 0    ? &spec->reorder
-		    : strcmp(key, "fail") == 0       ? &spec->fail
-		    : strcmp(key, "truncate") == 0   ? &spec->truncate
-						     : NULL;
+	double *p = strcmp(key, "drop") == 0       ? &spec->drop
+		    : strcmp(key, "reorder") == 0  ? &spec->reorder
+		    : strcmp(key, "fail") == 0     ? &spec->fail
+		    : strcmp(key, "truncate") == 0 ? &spec->truncate
+						   : NULL;
 	char *end;
 	double x = strtod(value, &end);
 

@@ -62,8 +62,8 @@ static int self_reaches(struct m2n__iface *iface, const void *blob, size_t bytes
 	return bytes == sizeof(self->blob) && memcmp(blob, &self->blob, bytes) == 0;
 }
 
-static int self_connect(struct m2n__iface *iface, const void *blob, size_t bytes,
-	struct m2n__ep **ep)
+static int self_connect(
+	struct m2n__iface *iface, const void *blob, size_t bytes, struct m2n__ep **ep)
 {
 	if (!self_reaches(iface, blob, bytes))
 		return m2n__error(-EINVAL, "self: the address is another process's");
@@ -94,8 +94,8 @@ static void self_dereg(struct m2n__mr *mr)
 	free(mr);
 }
 
-static int self_export(struct m2n__mr *mr, size_t offset, size_t bytes, void *key,
-	size_t *key_bytes)
+static int self_export(
+	struct m2n__mr *mr, size_t offset, size_t bytes, void *key, size_t *key_bytes)
 {
 	struct self_key k = {(uintptr_t)mr->mem->base + offset, bytes};
 
@@ -106,8 +106,8 @@ static int self_export(struct m2n__mr *mr, size_t offset, size_t bytes, void *ke
 	return 0;
 }
 
-static int self_import(struct m2n__ep *ep, const void *key, size_t key_bytes,
-	struct m2n__rmem **rmem)
+static int self_import(
+	struct m2n__ep *ep, const void *key, size_t key_bytes, struct m2n__rmem **rmem)
 {
 	struct self_key k;
 

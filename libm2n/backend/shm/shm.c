@@ -63,8 +63,8 @@ static int shm_iface_open(const struct m2n__iface_params *params, struct m2n__if
 	if (!shm)
 		return m2n__error(-ENOMEM, "shm: no memory for the iface");
 	shm->iface.params = *params;
-	rc = m2n__mem_alloc(sizeof(*shm->doorbell), sizeof(*shm->doorbell), M2N__HUGE_NO,
-		&shm->doorbell_mem);
+	rc = m2n__mem_alloc(
+		sizeof(*shm->doorbell), sizeof(*shm->doorbell), M2N__HUGE_NO, &shm->doorbell_mem);
 	if (rc) {
 		free(shm);
 		return rc;
@@ -88,7 +88,8 @@ static int fill_key(const struct m2n__mem *mem, size_t offset, size_t bytes, str
 
 	if (mem->fd < 0)
 		return m2n__error(-ENOTSUP,
-			"shm: memory at %p was not allocated by m2n_mem_alloc(): peers cannot map it",
+			"shm: memory at %p was not allocated by m2n_mem_alloc(): peers cannot map "
+			"it",
 			mem->base);
 	if (fstat(mem->fd, &st))
 		return m2n__error(-errno, "shm: fstat of memory: %s", strerrordesc_np(errno));
@@ -96,9 +97,9 @@ static int fill_key(const struct m2n__mem *mem, size_t offset, size_t bytes, str
 	key->inode = st.st_ino;
 	key->offset = offset;
 	key->bytes = bytes;
-	key->committed = mem->committed <= offset      ? 0
-			: mem->committed - offset < bytes ? mem->committed - offset
-							  : bytes;
+	key->committed = mem->committed <= offset          ? 0
+			 : mem->committed - offset < bytes ? mem->committed - offset
+							   : bytes;
 	key->pid = (uint32_t)getpid();
 	key->fd = (uint32_t)mem->fd;
 	return 0;
@@ -144,24 +145,26 @@ static int open_key(const struct shm_key *key, size_t *page)
 			"shm: memory of process %u is gone: it ended or closed its side", key->pid);
 	if (fd < 0)
 		return m2n__error(-errno,
-			"shm: cannot open memory of process %u (%s: %s); ranks must run as one user "
-			"in one PID namespace, or set M2N_HOST_ID apart", key->pid, path,
-			strerrordesc_np(errno));
+			"shm: cannot open memory of process %u (%s: %s); ranks must run as one "
+			"user "
+			"in one PID namespace, or set M2N_HOST_ID apart",
+			key->pid, path, strerrordesc_np(errno));
 	seals = fcntl(fd, F_GET_SEALS);
 	if (fstat(fd, &st) || st.st_ino != key->inode || seals < 0 || !(seals & F_SEAL_SHRINK) ||
 		key->offset > (uint64_t)st.st_size ||
 		key->bytes > (uint64_t)st.st_size - key->offset || key->committed > key->bytes) {
 		close(fd);
 		return m2n__error(M2N_ERR_PROTOCOL,
-			"shm: descriptor %u of process %u is not the sealed memory it was said to be",
+			"shm: descriptor %u of process %u is not the sealed memory it was said to "
+			"be",
 			key->fd, key->pid);
 	}
 	*page = (size_t)st.st_blksize; /* of hugetlb memory: the huge page, which mmap() wants */
 	return fd;
 }
 
-static int shm_import(struct m2n__ep *ep, const void *bytes, size_t key_bytes,
-	struct m2n__rmem **rmem)
+static int shm_import(
+	struct m2n__ep *ep, const void *bytes, size_t key_bytes, struct m2n__rmem **rmem)
 {
 	size_t page = 1, lead;
 	struct shm_rmem *r;
@@ -211,8 +214,8 @@ static void shm_release(struct m2n__rmem *rmem)
 	free(r);
 }
 
-static int shm_connect(struct m2n__iface *iface, const void *blob, size_t bytes,
-	struct m2n__ep **ep)
+static int shm_connect(
+	struct m2n__iface *iface, const void *blob, size_t bytes, struct m2n__ep **ep)
 {
 	struct shm_blob b;
 	struct shm_ep *e;
@@ -264,8 +267,7 @@ static void shm_dereg(struct m2n__mr *mr)
 	free(mr);
 }
 
-static int shm_export(struct m2n__mr *mr, size_t offset, size_t bytes, void *key,
-	size_t *key_bytes)
+static int shm_export(struct m2n__mr *mr, size_t offset, size_t bytes, void *key, size_t *key_bytes)
 {
 	struct shm_key k;
 	int rc;
