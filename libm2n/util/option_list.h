@@ -20,7 +20,7 @@
 	  "How long a wait spins before it yields the processor; 0 when ranks outnumber cores.") \
 	X(YIELD,      yield_ns,   time,   "50us",  "0..1s", "", \
 	  "How long a wait yields before it sleeps.") \
-	X(NT_BYTES,   nt_bytes,   size,   "256K",  "0..1T", "bytes", \
+	X(NT_BYTES,   nt_bytes,   size,   "1M",  "0..1T", "bytes", \
 	  "Rounds that write more than this to a peer use non-temporal stores.") \
 	X(KERNELS,    kernels,    text,   "auto",  "auto|scalar|avx2|avx512", "", \
 	  "Row kernels; auto picks the fastest that the processor has.") \
