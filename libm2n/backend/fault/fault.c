@@ -45,7 +45,8 @@ struct fault_iface {
 	struct m2n__fault_spec spec;
 	pthread_mutex_t lock;
 	uint64_t random;
-	struct fault_put *head, **tail; /* in the order they were posted */
+	struct fault_put *head, **tail; /* in the order they were posted; under lock */
+	atomic_uint n_queued;           /* of all connections; read without it */
 };
 
 struct fault_ep {
@@ -55,7 +56,7 @@ struct fault_ep {
 	_Atomic uint64_t *signals; /* the peer's table */
 	size_t n_signals;
 	unsigned n_queued;
-	int broken;
+	atomic_int broken;
 };
 
 struct fault_rmem {
@@ -244,6 +245,7 @@ static void fault_disconnect(struct m2n__ep *ep)
 	while (put) {
 		struct fault_put *next = put->next;
 
+		atomic_fetch_sub_explicit(&f->n_queued, 1, memory_order_relaxed);
 		free(put);
 		put = next;
 	}
@@ -338,6 +340,7 @@ static int fault_put(struct m2n__ep *ep, const struct m2n__put *put)
 		free(q);
 	} else {
 		e->n_queued++;
+		atomic_fetch_add_explicit(&f->n_queued, 1, memory_order_relaxed);
 		*f->tail = q;
 		f->tail = &q->next;
 	}
@@ -372,7 +375,7 @@ static int fault_progress(struct m2n__iface *iface)
 	struct fault_put *put;
 	int n = 0;
 
-	if (!f->head)
+	if (!atomic_load_explicit(&f->n_queued, memory_order_relaxed))
 		return 0;
 	pthread_mutex_lock(&f->lock);
 	put = take(f, NULL, m2n__now_ns());
@@ -381,6 +384,7 @@ static int fault_progress(struct m2n__iface *iface)
 
 		perform(put);
 		put->ep->n_queued--;
+		atomic_fetch_sub_explicit(&f->n_queued, 1, memory_order_relaxed);
 		free(put);
 		put = next;
 		n++;
@@ -429,7 +433,9 @@ static void fault_wait(struct m2n__iface *iface, uint32_t ticket, int64_t timeou
 	struct fault_iface *f = (struct fault_iface *)iface;
 
 	/* A queued put becomes due by itself; nobody rings for it. */
-	inner_ops->wait(f->inner, ticket, f->head && timeout_ns > 20000 ? 20000 : timeout_ns);
+	if (atomic_load_explicit(&f->n_queued, memory_order_relaxed) && timeout_ns > 20000)
+		timeout_ns = 20000;
+	inner_ops->wait(f->inner, ticket, timeout_ns);
 }
 
 static void fault_disarm(struct m2n__iface *iface)
