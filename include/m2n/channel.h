@@ -118,8 +118,10 @@ M2N_API int m2n_channel_set_map(struct m2n_channel *channel, const struct m2n_ma
 	uint64_t first_round);
 
 /*
- * Says from which round on a replaced *source* takes part (expert ranks call it; a replaced
- * expert rank needs no call: each source includes it from its next round on).
+ * Says from which round on a replaced *source* takes part: the new source calls it with its own
+ * index, which sets its round counter, and the expert ranks with the same round. (A replaced expert
+ * rank needs no call: each source includes it from its next round on, and tells it which.)
+ * 0; -EINVAL. Not beside other calls of the same role on the channel.
  */
 M2N_API int m2n_channel_admit(struct m2n_channel *channel, int source, uint64_t first_round);
 

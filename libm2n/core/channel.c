@@ -12,16 +12,6 @@
 
 #include "util/error.h"
 
-uint32_t m2n__ring_slot(struct m2n__ring *ring, uint64_t round, uint32_t depth)
-{
-	if (round == ring->round + 1)
-		ring->slot = ring->slot + 1 == depth ? 0 : ring->slot + 1;
-	else if (round != ring->round)
-		ring->slot = (uint32_t)(round % depth); /* a jump: start, replay, replacement */
-	ring->round = round;
-	return ring->slot;
-}
-
 /* Allocates n zeroed elements, or only counts them while sizes are asked for. */
 struct counter {
 	size_t bytes;
@@ -80,9 +70,9 @@ static void alloc_expert(struct m2n_channel *ch, struct counter *c)
 		b->first = take(c, cells, sizeof(*b->first));
 		b->expert_rows = take(c, ch->max_local, sizeof(*b->expert_rows));
 		b->segments = take(c, cells, sizeof(*b->segments));
+		b->next_segment = take(c, cells, sizeof(*b->next_segment));
 		b->missing = take(c, ch->n_words_sources, sizeof(*b->missing));
 	}
-	ch->running = take(c, p->n_sources, sizeof(*ch->running));
 	if (p->reduce_at_expert) {
 		ch->reduce_first = take(c, pairs + 2, sizeof(*ch->reduce_first));
 		ch->reduce_row = take(c, pairs + 1, sizeof(*ch->reduce_row));
@@ -108,7 +98,8 @@ int m2n__channel_alloc(struct m2n_channel *ch, size_t *bytes)
 	}
 	if (bytes)
 		*bytes = c.bytes;
-	return c.failed ? m2n__error(-ENOMEM, "%s: no memory for the state of rounds", ch->title) : 0;
+	return c.failed ? m2n__error(-ENOMEM, "%s: no memory for the state of rounds", ch->title)
+			: 0;
 }
 
 void m2n__channel_free(struct m2n_channel *ch)
@@ -123,6 +114,7 @@ void m2n__channel_free(struct m2n_channel *ch)
 		free(b->first);
 		free(b->expert_rows);
 		free(b->segments);
+		free(b->next_segment);
 		free(b->missing);
 	}
 	free(ch->open);
@@ -134,7 +126,6 @@ void m2n__channel_free(struct m2n_channel *ch)
 	free(ch->iov);
 	free(ch->made_rows);
 	free(ch->made_replies);
-	free(ch->running);
 	free(ch->reduce_first);
 	free(ch->reduce_row);
 	free(ch->sink_round);
@@ -264,26 +255,30 @@ int m2n_channel_set_map(struct m2n_channel *ch, const struct m2n_map *map, uint6
 	if (!ch || !map)
 		return m2n__error(-EINVAL, "m2n_channel_set_map: channel or map is NULL");
 	if (map->n_experts != ch->p.n_experts || map->n_ranks != ch->p.n_expert_ranks)
-		return m2n__error(-EINVAL, "%s: the map has %u experts on %u ranks, accepted: %u on %zu",
-			ch->title, map->n_experts, map->n_ranks, ch->p.n_experts,
-			ch->p.n_expert_ranks);
+		return m2n__error(-EINVAL,
+			"%s: the map has %u experts on %u ranks, accepted: %u on %zu", ch->title,
+			map->n_experts, map->n_ranks, ch->p.n_experts, ch->p.n_expert_ranks);
 	if (map->n_instances > ch->max_instances || map->max_local > ch->max_local)
-		return m2n__error(-EINVAL, "%s: the map has %u instances, %u on one rank, accepted: "
-			"up to %u and %u", ch->title, map->n_instances, map->max_local,
-			ch->max_instances, ch->max_local);
+		return m2n__error(-EINVAL,
+			"%s: the map has %u instances, %u on one rank, accepted: "
+			"up to %u and %u",
+			ch->title, map->n_instances, map->max_local, ch->max_instances,
+			ch->max_local);
 	sent = atomic_load_explicit(&ch->next_send, memory_order_relaxed);
 	received = atomic_load_explicit(&ch->next_recv, memory_order_relaxed);
-	begun = ch->self_source >= 0 && sent > (ch->self_expert >= 0 ? received : 0) ? sent : received;
+	begun = ch->self_source >= 0 && sent > (ch->self_expert >= 0 ? received : 0) ? sent
+										     : received;
 	if (first_round < begun)
-		return m2n__error(-EINVAL, "%s: round %lu has begun, the map can be switched from %lu on",
-			ch->title, (unsigned long)first_round, (unsigned long)begun);
+		return m2n__error(-EINVAL,
+			"%s: round %lu has begun, the map can be switched from %lu on", ch->title,
+			(unsigned long)first_round, (unsigned long)begun);
 	m2n__ctx_lock(ch->ctx);
 	if (first_round <= newest_first_round(ch) && newest_first_round(ch))
 		rc = m2n__error(-EBUSY, "%s: a map for round %lu was set already", ch->title,
 			(unsigned long)newest_first_round(ch));
 	else
-		rc = m2n__channel_use_map(ch, m2n__map_ref((struct m2n_map *)(uintptr_t)map),
-			first_round);
+		rc = m2n__channel_use_map(
+			ch, m2n__map_ref((struct m2n_map *)(uintptr_t)map), first_round);
 	m2n__ctx_unlock(ch->ctx);
 	return rc;
 }
@@ -294,8 +289,8 @@ uint8_t *m2n__replies_staging(struct m2n_channel *ch, uint32_t round_slot, uint3
 
 	if (!ch->made_replies)
 		ch->made_replies = malloc(ch->p.depth * ch->p.n_sources * each);
-	return ch->made_replies
-		? ch->made_replies + (round_slot * ch->p.n_sources + source) * each : NULL;
+	return ch->made_replies ? ch->made_replies + (round_slot * ch->p.n_sources + source) * each
+				: NULL;
 }
 
 void m2n__channel_live(struct m2n_channel *ch, uint64_t round, uint64_t *bitmap)
@@ -304,7 +299,7 @@ void m2n__channel_live(struct m2n_channel *ch, uint64_t round, uint64_t *bitmap)
 	for (uint32_t j = 0; j < ch->dispatch->n_tx; j++) {
 		const struct m2n__tx *tx = &ch->dispatch->tx[j];
 
-		if (m2n__tx_up(tx) && tx->first_round <= round)
+		if (m2n__tx_gets(tx, round))
 			m2n__bit_set(bitmap, j);
 	}
 }
@@ -394,7 +389,7 @@ void m2n__region_quarantine(struct m2n_exchange *x, uint32_t place)
 	m2n__ctx_unlock(x->ctx);
 }
 
-int m2n__region_pick(struct m2n_exchange *x, uint32_t prefer, uint32_t *place)
+int m2n__region_pick_free(struct m2n_exchange *x, uint32_t prefer, uint32_t *place)
 {
 	uint32_t n = x->spec.n_region_slots, spare = x->spec.n_spare_slots;
 	int rc;
@@ -407,8 +402,8 @@ int m2n__region_pick(struct m2n_exchange *x, uint32_t prefer, uint32_t *place)
 	if (spare && !m2n__region_quarantined(x, n + prefer)) {
 		*place = n + prefer;
 		m2n__ctx_lock(x->ctx);
-		rc = m2n__mem_commit(x->region.mem, *place * x->spec.region_bytes,
-			x->spec.region_bytes);
+		rc = m2n__mem_commit(
+			x->region.mem, *place * x->spec.region_bytes, x->spec.region_bytes);
 		m2n__ctx_unlock(x->ctx);
 		return rc;
 	}

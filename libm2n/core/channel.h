@@ -41,11 +41,11 @@ struct m2n__ring {
 /* A round at its source (and at its sink, when that is the source). */
 struct m2n__open {
 	uint64_t round;
-	int busy;         /* sent, replies not all taken */
-	uint32_t place;   /* region slot of the replies */
-	uint64_t *part;   /* bitmap over expert ranks that got a head */
+	int busy;       /* sent, replies not all taken */
+	uint32_t place; /* region slot of the replies */
+	uint64_t *part; /* bitmap over expert ranks that got a head */
 	uint64_t *answered;
-	uint64_t *refused; /* expert ranks that had no room (exact placement, drop) */
+	uint64_t *refused;   /* expert ranks that had no room (exact placement, drop) */
 	uint64_t *ungranted; /* exact placement: rows not sent yet */
 	uint32_t n_ungranted;
 	struct m2n_dispatch_send_params send; /* for those rows; pointers are the caller's */
@@ -56,16 +56,19 @@ struct m2n__share {
 	int state; /* SHARE_* */
 	uint32_t n_rows, n_sent;
 	uint32_t sink;
-	uint32_t n_body_puts;
+	uint32_t n_laid; /* rows that have their segment */
+	uint32_t segment; /* its first one in the batch, plus 1; 0: it has no rows */
+	uint32_t *link; /* where the next one's number goes */
 	uint64_t place;         /* in the sink's region */
 	const uint8_t *payload; /* in the slot */
 	const uint8_t *rows, *scales;
-	uint32_t region_row;    /* exact placement with dedup: first row in the region */
+	const uint32_t *index; /* dedup: in the slot; else NULL */
+	uint32_t region_row; /* exact placement with dedup: first row in the region */
 };
 
 enum m2n__share_state {
 	SHARE_AWAITED = 0,
-	SHARE_HEAD = 1,    /* exact placement: counts are known, rows are not here */
+	SHARE_HEAD = 1, /* exact placement: counts are known, rows are not here */
 	SHARE_PRESENT = 2,
 	SHARE_ABSENT = 3,  /* masked, lost, or not admitted */
 	SHARE_REFUSED = 4, /* no room for its rows */
@@ -77,13 +80,14 @@ struct m2n__batch {
 	struct m2n_batch pub;
 	int held;
 	uint32_t n_local;
-	struct m2n__share *shares;   /* [n_sources] */
-	uint32_t *counts;            /* [max_local, n_sources] */
-	uint32_t *first;             /* [max_local, n_sources] first row in the batch's order */
-	uint32_t *expert_rows;       /* [max_local] */
+	struct m2n__share *shares;    /* [n_sources] */
+	uint32_t *counts;             /* [max_local, n_sources] */
+	uint32_t *first;              /* [max_local, n_sources] first row in the batch's order */
+	uint32_t *expert_rows;        /* [max_local] */
 	struct m2n_segment *segments; /* [max_local * n_sources] */
-	uint64_t *missing;           /* bitmap over sources */
-	uint32_t place;              /* exact placement: region slot of the rows */
+	uint32_t *next_segment; /* [max_local * n_sources] of the same source, plus 1; 0: none */
+	uint64_t *missing;            /* bitmap over sources */
+	uint32_t place;               /* exact placement: region slot of the rows */
 };
 
 /*
@@ -104,13 +108,13 @@ struct m2n_channel {
 	char title[40];
 	int own_sinks; /* the sinks are the sources */
 	int self_source, self_expert, self_sink;
-	int *ranks;            /* the lists behind p.sources, p.experts, p.sinks */
+	int *ranks; /* the lists behind p.sources, p.experts, p.sinks */
 	uint32_t n_words_experts, n_words_sources; /* of bitmaps */
-	uint32_t slot_rows;    /* travelling rows that a dispatch slot holds (slot placement) */
-	uint32_t region_rows;  /* rows of a region slot (exact placement) */
-	uint32_t reply_rows;   /* rows of a region slot of replies */
+	uint32_t slot_rows;   /* travelling rows that a dispatch slot holds (slot placement) */
+	uint32_t region_rows; /* rows of a region slot (exact placement) */
+	uint32_t reply_rows;  /* rows of a region slot of replies */
 	uint32_t max_local, max_instances;
-	size_t n_values;       /* of an output row */
+	size_t n_values; /* of an output row */
 	_Atomic(struct m2n__map_use *) maps;
 	unsigned shape_map; /* where the newest map's digest is in the shape */
 	struct m2n_exchange *dispatch, *reply, *grant;
@@ -123,15 +127,15 @@ struct m2n_channel {
 	struct m2n__open *open; /* [depth] */
 	uint8_t **row_base;     /* [n_experts] where a rank's rows go, shifted to its first row */
 	uint8_t **scale_base;
-	uint8_t *scratch;       /* one row, cast or weighted */
+	uint8_t *scratch; /* one row, cast or weighted */
 	uint8_t *scratch_scales;
-	struct m2n_iov *iov;    /* messaging: gather list */
-	uint8_t *made_rows;     /* messaging with cast or weights: [depth] rows as they travel */
-	size_t made_bytes;      /* of one round */
-	atomic_flag granting;   /* exact placement: one thread at a time answers grants */
+	struct m2n_iov *iov;  /* messaging: gather list */
+	uint8_t *made_rows;   /* messaging with cast or weights: [depth] rows as they travel */
+	size_t made_bytes;    /* of one round */
+	atomic_flag granting; /* exact placement: one thread at a time answers grants */
 
 	/* sinks that are not the sources */
-	uint64_t *sink_round;   /* [n_sources] next to combine */
+	uint64_t *sink_round;    /* [n_sources] next to combine */
 	uint64_t *sink_answered; /* [n_sources * depth, words] */
 	uint64_t *sink_owed;     /* [n_sources * depth] round + 1 whose credits wait; 0: none */
 
@@ -139,16 +143,42 @@ struct m2n_channel {
 	_Alignas(64) _Atomic uint64_t next_recv;
 	struct m2n__ring recv_ring;
 	struct m2n__batch *batches; /* [depth] */
-	int recv_phase;         /* exact placement: 0 heads, 1 bodies */
-	uint32_t *running;      /* [n_sources] row counters while a batch is laid out */
-	uint8_t *made_replies;  /* messaging with sums or strides: [depth, n_sources] replies */
-	uint32_t *reduce_first; /* reduce_at_expert: CSR over unique rows */
+	int recv_phase;             /* exact placement: 0 heads, 1 bodies */
+	uint8_t *made_replies;      /* messaging with sums or strides: [depth, n_sources] replies */
+	uint32_t *reduce_first;     /* reduce_at_expert: CSR over unique rows */
 	uint32_t *reduce_row;
 };
 
-uint32_t m2n__ring_slot(struct m2n__ring *ring, uint64_t round, uint32_t depth);
-void m2n__layout(const struct m2n_channel *ch, uint32_t n_local, uint32_t n_rows, uint32_t n_sent,
-	struct m2n__layout *layout);
+static inline uint32_t m2n__ring_slot(struct m2n__ring *ring, uint64_t round, uint32_t depth)
+{
+	if (round == ring->round + 1)
+		ring->slot = ring->slot + 1 == depth ? 0 : ring->slot + 1;
+	else if (round != ring->round)
+		ring->slot = (uint32_t)(round % depth); /* a jump: start, replay, replacement */
+	ring->round = round;
+	return ring->slot;
+}
+
+/* Bytes of the cache lines that n bytes take. */
+static inline size_t m2n__lines(size_t n)
+{
+	return (n + M2N__CACHE_LINE - 1) & ~(size_t)(M2N__CACHE_LINE - 1);
+}
+
+static inline void m2n__layout(const struct m2n_channel *ch, uint32_t n_local, uint32_t n_rows,
+	uint32_t n_sent, struct m2n__layout *l)
+{
+	l->index = l->weights = l->scales = m2n__lines(n_local * sizeof(uint32_t));
+	if (ch->p.dedup)
+		l->weights = l->scales = l->index + m2n__lines(n_rows * sizeof(uint32_t));
+	if (ch->p.reduce_at_expert)
+		l->scales = l->weights + m2n__lines(n_rows * sizeof(float));
+	l->rows = l->end = l->scales;
+	if (ch->p.placement == M2N_PLACEMENT_SLOT) {
+		l->rows += m2n__lines(n_sent * ch->p.scale_bytes);
+		l->end = l->rows + n_sent * ch->p.row_bytes;
+	}
+}
 
 /* The map of a round; borrowed for the call. */
 static inline struct m2n_map *m2n__channel_map(struct m2n_channel *ch, uint64_t round)
@@ -178,14 +208,19 @@ uint8_t *m2n__replies_staging(struct m2n_channel *ch, uint32_t round_slot, uint3
 
 /* Exact placement: a round that ended waits for no grant any more. */
 void m2n__forget_grants(struct m2n_channel *ch, struct m2n__open *open);
-/* Exact placement: who sends rows or heads holds this; it is never held while waiting for a peer. */
+/* Exact placement: who sends rows or heads holds this, but not while it waits for a peer. */
 void m2n__grants_lock(struct m2n_channel *ch);
 void m2n__grants_unlock(struct m2n_channel *ch);
 /* Exact placement: answers grants that came; any call may make this progress. */
 void m2n__send_granted(struct m2n_channel *ch);
 
 /* A region slot that nobody writes to: `prefer`, or a spare one. -ENOBUFS with text. */
-int m2n__region_pick(struct m2n_exchange *x, uint32_t prefer, uint32_t *place);
+int m2n__region_pick_free(struct m2n_exchange *x, uint32_t prefer, uint32_t *place);
+static inline int m2n__region_pick(struct m2n_exchange *x, uint32_t prefer, uint32_t *place)
+{
+	*place = prefer;
+	return x->quarantine[prefer] ? m2n__region_pick_free(x, prefer, place) : 0;
+}
 /* Lost peers that are still alive may write to this region slot for a while. */
 void m2n__region_quarantine(struct m2n_exchange *x, uint32_t place);
 int m2n__region_quarantined(struct m2n_exchange *x, uint32_t place);
@@ -206,8 +241,8 @@ static inline void m2n__bit_clear(uint64_t *bitmap, uint32_t i)
 }
 
 /* Copies rows, streaming or through the caches. */
-static inline void m2n__move(const struct m2n_channel *ch, int stream, void *dst, const void *src,
-	size_t bytes)
+static inline void m2n__move(
+	const struct m2n_channel *ch, int stream, void *dst, const void *src, size_t bytes)
 {
 	if (stream)
 		ch->ctx->kernels->stream(dst, src, bytes);

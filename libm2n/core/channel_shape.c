@@ -46,27 +46,8 @@ int m2n__channel_use_map(struct m2n_channel *ch, struct m2n_map *map, uint64_t f
 	return 0;
 }
 
-static size_t line(size_t n)
-{
-	return (n + M2N__CACHE_LINE - 1) / M2N__CACHE_LINE * M2N__CACHE_LINE;
-}
-
-void m2n__layout(const struct m2n_channel *ch, uint32_t n_local, uint32_t n_rows, uint32_t n_sent,
-	struct m2n__layout *l)
-{
-	l->index = line(n_local * sizeof(uint32_t));
-	l->weights = l->index + (ch->p.dedup ? line(n_rows * sizeof(uint32_t)) : 0);
-	l->scales = l->weights + (ch->p.reduce_at_expert ? line(n_rows * sizeof(float)) : 0);
-	l->rows = l->scales;
-	l->end = l->scales;
-	if (ch->p.placement == M2N_PLACEMENT_SLOT) {
-		l->rows += line(n_sent * ch->p.scale_bytes);
-		l->end = l->rows + n_sent * ch->p.row_bytes;
-	}
-}
-
-static int bad(const struct m2n_channel_params *p, const char *field, uint64_t value,
-	const char *range)
+static int bad(
+	const struct m2n_channel_params *p, const char *field, uint64_t value, const char *range)
 {
 	return m2n__error(-EINVAL, "channel '%s': %s is %lu, accepted: %s", p->name ? p->name : "?",
 		field, (unsigned long)value, range);
@@ -86,8 +67,8 @@ static int check_numbers(const struct m2n_channel_params *p)
 	if (p->max_tokens < 1 || p->max_tokens > 1u << 24)
 		return bad(p, "max_tokens", p->max_tokens, "1..16777216");
 	if ((uint64_t)p->max_tokens * p->top_k > INT32_MAX)
-		return bad(p, "max_tokens * top_k", (uint64_t)p->max_tokens * p->top_k,
-			"below 2^31");
+		return bad(
+			p, "max_tokens * top_k", (uint64_t)p->max_tokens * p->top_k, "below 2^31");
 	if (p->row_bytes < 1 || p->row_bytes > 1u << 30)
 		return bad(p, "row_bytes", p->row_bytes, "1..2^30");
 	if (p->scale_bytes > 1u << 24)
@@ -105,7 +86,7 @@ static int check_numbers(const struct m2n_channel_params *p)
 	if ((unsigned)p->cast > M2N_CAST_BF16_FP8)
 		return bad(p, "cast", (uint64_t)p->cast, "NONE, BF16_FP8");
 	if (p->cast && p->scale_bytes !=
-			(p->row_bytes + M2N__FP8_BLOCK - 1) / M2N__FP8_BLOCK * sizeof(float))
+			       (p->row_bytes + M2N__FP8_BLOCK - 1) / M2N__FP8_BLOCK * sizeof(float))
 		return bad(p, "scale_bytes", p->scale_bytes,
 			"4 * ceil(row_bytes / 128) with cast BF16_FP8");
 	if (p->cast && !p->out_row_bytes)
@@ -142,9 +123,8 @@ static int check_map(const struct m2n_channel_params *p)
 		return m2n__error(-EINVAL, "channel '%s': n_experts is %u, the map has %u", p->name,
 			p->n_experts, p->map->n_experts);
 	if (p->map && p->map->n_ranks != p->n_expert_ranks)
-		return m2n__error(-EINVAL,
-			"channel '%s': %zu expert ranks, the map is for %u", p->name,
-			p->n_expert_ranks, p->map->n_ranks);
+		return m2n__error(-EINVAL, "channel '%s': %zu expert ranks, the map is for %u",
+			p->name, p->n_expert_ranks, p->map->n_ranks);
 	return 0;
 }
 
@@ -205,16 +185,16 @@ static void derive_sizes(struct m2n_channel *ch, const struct m2n_map *map)
 	ch->max_local = ch->max_local < p->n_experts ? ch->max_local : p->n_experts;
 	ch->max_instances = max_u32(map->n_instances, 2ull * p->n_experts + p->n_expert_ranks);
 	ch->slot_rows = p->placement == M2N_PLACEMENT_SLOT
-		? (uint32_t)(p->capacity && p->capacity < any ? p->capacity : any) : 0;
+				? (uint32_t)(p->capacity && p->capacity < any ? p->capacity : any)
+				: 0;
 	if (p->placement == M2N_PLACEMENT_EXACT) {
 		uint64_t all = any * p->n_sources;
 
-		ch->region_rows = p->capacity && p->capacity < all ? p->capacity
-				  : max_u32(all, 1);
+		ch->region_rows = p->capacity && p->capacity < all ? p->capacity : max_u32(all, 1);
 	}
-	ch->reply_rows = (uint32_t)(p->reduce_at_expert &&
-					    p->n_expert_ranks < p->top_k
-				    ? (uint64_t)p->max_tokens * p->n_expert_ranks : pairs);
+	ch->reply_rows = (uint32_t)(p->reduce_at_expert && p->n_expert_ranks < p->top_k
+					    ? (uint64_t)p->max_tokens * p->n_expert_ranks
+					    : pairs);
 	ch->n_values = p->out_row_bytes / m2n__dtype_bytes(p->dtype);
 }
 
@@ -236,9 +216,11 @@ int m2n__channel_derive(const struct m2n_channel_params *params, struct m2n_chan
 	ch->p = *params;
 	rc = check_numbers(p);
 	if (!rc)
-		rc = check_list(p, "sources", "n_sources (length of sources)", p->sources, p->n_sources);
+		rc = check_list(
+			p, "sources", "n_sources (length of sources)", p->sources, p->n_sources);
 	if (!rc)
-		rc = check_list(p, "experts", "n_expert_ranks (length of experts)", p->experts, p->n_expert_ranks);
+		rc = check_list(p, "experts", "n_expert_ranks (length of experts)", p->experts,
+			p->n_expert_ranks);
 	if (!rc && p->sinks)
 		rc = check_list(p, "sinks", "n_sinks (length of sinks)", p->sinks, p->n_sinks);
 	if (!rc)
@@ -327,8 +309,10 @@ void m2n__channel_specs(struct m2n_channel *ch, struct m2n__exchange_spec *dispa
 	m2n__layout(ch, ch->max_local, n_rows, ch->slot_rows, &l);
 	dispatch->slot_bytes = l.end;
 	dispatch->stage_bytes = l.scales;
-	dispatch->region_bytes = p->placement == M2N_PLACEMENT_EXACT
-		? line(ch->region_rows * p->scale_bytes) + ch->region_rows * p->row_bytes : 0;
+	dispatch->region_bytes =
+		p->placement == M2N_PLACEMENT_EXACT
+			? m2n__lines(ch->region_rows * p->scale_bytes) + ch->region_rows * p->row_bytes
+			: 0;
 	dispatch->n_region_slots = dispatch->region_bytes ? p->depth : 0;
 	dispatch->n_spare_slots = dispatch->n_region_slots;
 	dispatch->explicit_credits = !ch->own_sinks;
@@ -339,7 +323,7 @@ void m2n__channel_specs(struct m2n_channel *ch, struct m2n__exchange_spec *dispa
 	dispatch->n_recv = ch->self_expert >= 0 ? p->n_sources : 0;
 
 	reply->n_slots = p->depth * (uint32_t)(ch->own_sinks ? 1 : p->n_sources);
-	reply->region_bytes = line(ch->reply_rows * p->out_row_bytes);
+	reply->region_bytes = m2n__lines(ch->reply_rows * p->out_row_bytes);
 	reply->n_region_slots = reply->n_slots;
 	reply->n_spare_slots = ch->own_sinks ? p->depth : 0;
 	reply->explicit_credits = !ch->own_sinks;
@@ -355,8 +339,8 @@ void m2n__channel_specs(struct m2n_channel *ch, struct m2n__exchange_spec *dispa
 	grant->n_recv = ch->self_source >= 0 ? p->n_expert_ranks : 0;
 }
 
-int m2n_channel_query_memory(const struct m2n_channel_params *params, int rank,
-	struct m2n_channel_memory *memory)
+int m2n_channel_query_memory(
+	const struct m2n_channel_params *params, int rank, struct m2n_channel_memory *memory)
 {
 	static const struct m2n_channel_params init = M2N_CHANNEL_PARAMS_INIT;
 	struct m2n__exchange_spec spec[3];

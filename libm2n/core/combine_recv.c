@@ -85,9 +85,9 @@ static int await(struct combine *c, int64_t timeout_ns)
 		} else if (m2n__rx_ready(ch->reply, rx, c->slot, c->round) &&
 			   m2n__rx_whole(ch->reply, rx, c->slot)) {
 			take_reply(c, j++, &w);
-		} else if (!up || atomic_load_explicit(&rx->first_round, memory_order_relaxed) >
-					  c->round) {
-			j++; /* lost; or replaced by a process that does not know this round */
+		} else if (!up || (ch->own_sinks &&
+					  !m2n__tx_gets(&ch->dispatch->tx[j], c->round))) {
+			j++; /* lost; or replaced by a process that never got this round */
 		} else {
 			m2n__send_granted(ch);
 			rc = m2n__wait_step(&w);
@@ -195,13 +195,9 @@ static void sum_tokens(const struct combine *c, const struct m2n_combine_recv_pa
 		ch->ctx->kernels->fence();
 }
 
-static int check(struct m2n_channel *ch, const struct m2n_combine_recv_params *p)
+/* The params that most rounds leave alone. */
+static int check_options(struct m2n_channel *ch, const struct m2n_combine_recv_params *p)
 {
-	if (ch->self_sink < 0)
-		return m2n__error(-EINVAL, "%s: rank %d is not a sink", ch->title, ch->group->rank);
-	if (!p->plan || (!p->out && !p->replies && p->plan->n_tokens))
-		return m2n__error(-EINVAL, "%s: combine_recv: %s is NULL", ch->title,
-			p->plan ? "out" : "plan");
 	if ((p->out_stride && p->out_stride < ch->p.out_row_bytes) ||
 		(p->residual_stride && p->residual_stride < ch->p.out_row_bytes))
 		return m2n__error(-EINVAL, "%s: out_stride %zu, residual_stride %zu, at least %zu",
@@ -217,6 +213,19 @@ static int check(struct m2n_channel *ch, const struct m2n_combine_recv_params *p
 			ch->own_sinks ? "-1: this rank's own" : "an index of the list");
 	if (!ch->own_sinks && p->source < 0)
 		return m2n__error(-EINVAL, "%s: sinks are not the sources: name the source", ch->title);
+	return 0;
+}
+
+static int check(struct m2n_channel *ch, const struct m2n_combine_recv_params *p)
+{
+	if (ch->self_sink < 0)
+		return m2n__error(-EINVAL, "%s: rank %d is not a sink", ch->title, ch->group->rank);
+	if (!p->plan || (!p->out && !p->replies && p->plan->n_tokens))
+		return m2n__error(-EINVAL, "%s: combine_recv: %s is NULL", ch->title,
+			p->plan ? "out" : "plan");
+	if (p->out_stride || p->residual_stride || p->stream || p->source >= 0 ||
+		ch->p.reduce_at_expert || !ch->own_sinks)
+		return check_options(ch, p);
 	return 0;
 }
 

@@ -33,24 +33,20 @@ static const uint8_t *cell_rows(const struct reply *r, uint32_t cell)
 static void store_rows(const struct reply *r, uint32_t source, uint8_t *dst)
 {
 	const struct m2n_channel *ch = r->ch;
+	const struct m2n__batch *b = r->b;
 	size_t bytes = ch->p.out_row_bytes;
-	int stream = r->b->shares[source].n_rows * bytes > ch->ctx->options.nt_bytes;
+	int stream = b->shares[source].n_rows * bytes > ch->ctx->options.nt_bytes;
 
-	uint32_t n_cells = r->b->n_local * (uint32_t)ch->p.n_sources;
+	for (uint32_t i = b->shares[source].segment; i; i = b->next_segment[i - 1]) {
+		uint32_t n = b->segments[i - 1].n_rows;
+		const uint8_t *src = r->rows + b->segments[i - 1].first_row * r->stride;
 
-	for (uint32_t cell = source; cell < n_cells; cell += (uint32_t)ch->p.n_sources) {
-		uint32_t n = r->b->counts[cell];
-		const uint8_t *src;
-
-		if (!n)
-			continue;
-		src = cell_rows(r, cell);
 		if (r->stride == bytes) {
 			m2n__move(ch, stream, dst, src, n * bytes);
 			dst += n * bytes;
 			continue;
 		}
-		for (uint32_t i = 0; i < n; i++, dst += bytes, src += r->stride)
+		for (; n; n--, dst += bytes, src += r->stride)
 			m2n__move(ch, stream, dst, src, bytes);
 	}
 	if (stream)
@@ -111,21 +107,17 @@ static uint32_t n_reply_rows(const struct m2n_channel *ch, const struct m2n__sha
 	return ch->p.reduce_at_expert ? share->n_sent : share->n_rows;
 }
 
-/* Pieces of a gather list: each cell's rows are neighbours when the caller's rows are dense. */
+/* Pieces of a gather list, where the caller's rows are dense: one for each segment. */
 static size_t gather_rows(const struct reply *r, uint32_t source, struct m2n_iov *iov)
 {
-	const struct m2n_channel *ch = r->ch;
-	size_t bytes = ch->p.out_row_bytes, n = 0;
+	const struct m2n__batch *b = r->b;
+	size_t n = 0;
 
-	for (uint32_t e = 0; e < r->b->n_local; e++) {
-		uint32_t cell = e * (uint32_t)ch->p.n_sources + source, count = r->b->counts[cell];
-		const uint8_t *src = cell_rows(r, cell);
+	for (uint32_t i = b->shares[source].segment; i; i = b->next_segment[i - 1]) {
+		const struct m2n_segment *s = &b->segments[i - 1];
 
-		if (count && r->stride == bytes)
-			iov[n++] = (struct m2n_iov){src, count * bytes};
-		else
-			for (uint32_t i = 0; i < count; i++, src += r->stride)
-				iov[n++] = (struct m2n_iov){src, bytes};
+		iov[n++] = (struct m2n_iov){
+			r->rows + s->first_row * r->stride, s->n_rows * r->stride};
 	}
 	return n;
 }
@@ -261,12 +253,28 @@ static int reply_all(const struct reply *r)
 	return rc;
 }
 
+/* The last one received comes first: most often it is answered at once. */
+static struct m2n__batch *find_batch(const struct m2n_channel *ch, const struct m2n_batch *pub,
+	uint32_t *slot)
+{
+	uint32_t i = ch->recv_ring.slot;
+
+	for (uint32_t n = ch->p.depth; n; n--) {
+		if (&ch->batches[i].pub == pub) {
+			*slot = i;
+			return &ch->batches[i];
+		}
+		i = i ? i - 1 : ch->p.depth - 1;
+	}
+	return NULL;
+}
+
 int m2n_combine_send(struct m2n_channel *ch, const struct m2n_combine_send_params *params)
 {
 	static const struct m2n_combine_send_params init = M2N_COMBINE_SEND_PARAMS_INIT;
 	const struct m2n_combine_send_params *p;
 	struct m2n_combine_send_params copy;
-	struct m2n__batch *b = NULL;
+	struct m2n__batch *b;
 	struct reply r;
 	uint32_t slot;
 	int rc;
@@ -277,10 +285,7 @@ int m2n_combine_send(struct m2n_channel *ch, const struct m2n_combine_send_param
 	if (!ch || ch->self_expert < 0 || !p->batch)
 		return m2n__error(-EINVAL, "m2n_combine_send: %s", ch && ch->self_expert >= 0
 			? "batch is NULL" : "not an expert rank of a channel");
-	for (slot = 0; slot < ch->p.depth && &ch->batches[slot].pub != p->batch; slot++)
-		;
-	if (slot < ch->p.depth)
-		b = &ch->batches[slot];
+	b = find_batch(ch, p->batch, &slot);
 	if (!b || !b->held || !b->pub.segments)
 		return m2n__error(-EINVAL, "%s: combine_send: the batch is not held", ch->title);
 	if (b->pub.n_rows && !p->rows)

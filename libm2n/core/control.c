@@ -437,6 +437,7 @@ static int on_frame(struct m2n__conn *conn, const struct m2n__frame_head *head, 
 	switch (head->type) {
 	case M2N__FRAME_LINK:
 	case M2N__FRAME_UNLINK:
+	case M2N__FRAME_START:
 		return m2n__link_frame(conn->peer, head->type, body, head->body_bytes);
 	case M2N__FRAME_BYE:
 		m2n__peer_lost(conn->peer, M2N_PEER_LEFT, "it left the group");

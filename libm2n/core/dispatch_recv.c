@@ -61,14 +61,15 @@ static int check_head(struct m2n_channel *ch, struct m2n__batch *b, uint32_t sou
 static int take_counts(struct m2n_channel *ch, struct m2n__batch *b, uint32_t source,
 	const uint8_t *payload)
 {
-	const uint32_t *counts = (const uint32_t *)payload;
-	uint32_t n_sources = (uint32_t)ch->p.n_sources;
+	const uint32_t *from = (const uint32_t *)payload, *end = from + b->n_local;
+	uint32_t *to = b->counts + source;
+	size_t n_sources = ch->p.n_sources;
 	uint64_t sum = 0;
 
-	for (uint32_t e = 0; e < b->n_local; e++) {
-		uint32_t n = counts[e];
+	for (; from < end; from++, to += n_sources) {
+		uint32_t n = *from;
 
-		b->counts[e * n_sources + source] = n;
+		*to = n;
 		sum += n;
 	}
 	return sum == b->shares[source].n_rows
@@ -107,6 +108,7 @@ static int take_head(struct m2n_channel *ch, struct m2n__batch *b, uint32_t sour
 		rc = check_index(ch, b, source, (const uint32_t *)(share->payload + l.index));
 	if (rc)
 		return rc;
+	share->index = ch->p.dedup ? (const uint32_t *)(share->payload + l.index) : NULL;
 	share->rows = share->payload + l.rows;
 	share->scales = ch->p.scale_bytes ? share->payload + l.scales : NULL;
 	if (ch->p.placement == M2N_PLACEMENT_EXACT && share->n_rows) {
@@ -305,97 +307,80 @@ static void point_into_region(struct m2n_channel *ch, struct m2n__batch *b)
 	}
 }
 
-static void fill_segment(struct m2n_channel *ch, struct m2n__batch *b, struct m2n_segment *s,
-	uint32_t source, uint32_t at)
+/* The next segment of a batch: the rows of one cell. */
+static void add_segment(struct m2n_channel *ch, struct m2n__batch *b, uint32_t cell, uint32_t e,
+	uint32_t source, int32_t expert)
 {
-	const struct m2n__share *share = &b->shares[source];
-	struct m2n__layout l;
+	struct m2n__share *share = &b->shares[source];
+	uint32_t number = b->pub.n_segments++;
+	struct m2n_segment *s = &b->segments[number];
+	int exact = ch->p.placement == M2N_PLACEMENT_EXACT && !ch->p.dedup;
+	uint32_t at = exact ? b->first[cell] : share->n_laid; /* behind share->rows */
 
+	s->expert = expert;
+	s->local_expert = e;
 	s->source = source;
+	s->first_row = b->pub.n_rows;
+	s->n_rows = b->counts[cell];
 	s->index = NULL;
-	if (ch->p.dedup) {
-		m2n__layout(ch, b->n_local, share->n_rows, share->n_sent, &l);
-		s->index = (const uint32_t *)(share->payload + l.index) + at;
+	if (share->index) {
+		s->index = share->index + at;
 		at = 0;
 	}
 	s->rows = share->rows + at * ch->p.row_bytes;
 	s->scales = share->scales ? share->scales + at * ch->p.scale_bytes : NULL;
+	b->first[cell] = s->first_row;
+	share->n_laid += s->n_rows;
+	*share->link = number + 1;
+	share->link = &b->next_segment[number];
+	*share->link = 0;
+	b->expert_rows[e] += s->n_rows;
+	b->pub.n_rows += s->n_rows;
 }
 
-/* A source that is not there has no rows, whatever its counts said. 1: it leaves a hole. */
-static int clear_absent(struct m2n_channel *ch, struct m2n__batch *b)
+/* The first cell from `cell` on that has rows, or n_cells. */
+static uint32_t next_cell(const uint32_t *counts, uint32_t cell, uint32_t n_cells)
 {
-	uint32_t n_sources = (uint32_t)ch->p.n_sources;
-	int holes = 0;
-
-	for (uint32_t i = 0; i < n_sources; i++) {
-		ch->running[i] = 0;
-		if (b->shares[i].state == SHARE_PRESENT)
-			continue;
-		holes |= b->shares[i].state == SHARE_LOST;
-		for (uint32_t e = 0; e < b->n_local; e++)
-			b->counts[e * n_sources + i] = 0;
-	}
-	return holes;
+	while (cell < n_cells && !counts[cell])
+		cell++;
+	return cell;
 }
 
 /* Segments, row numbers, totals: from counts, in the order local expert, source. */
 static void lay_out(struct m2n_channel *ch, struct m2n__batch *b, const struct m2n_map *map)
 {
-	uint32_t n_sources = (uint32_t)ch->p.n_sources, row = 0;
-	int exact = ch->p.placement == M2N_PLACEMENT_EXACT && !ch->p.dedup;
-	int holes = clear_absent(ch, b);
-	const uint32_t *count = b->counts, *expert = map->expert_of + map->rank_first[ch->self_expert];
-	struct m2n_segment *s = b->segments;
+	const uint32_t *expert = map->expert_of + map->rank_first[ch->self_expert];
+	uint32_t n_sources = (uint32_t)ch->p.n_sources, n_cells = b->n_local * n_sources;
+	uint32_t e = 0, end = n_sources; /* of e's cells */
+	uint32_t cell = next_cell(b->counts, 0, n_cells);
 
-	for (uint32_t e = 0; e < b->n_local; e++) {
-		uint32_t start = row;
-
-		for (uint32_t i = 0; i < n_sources; i++, count++) {
-			uint32_t n = *count, *first;
-
-			if (!n)
-				continue;
-			first = &b->first[count - b->counts];
-			s->expert = (int32_t)expert[e];
-			s->local_expert = e;
-			s->first_row = row;
-			s->n_rows = n;
-			fill_segment(ch, b, s++, i, exact ? *first : ch->running[i]);
-			*first = row;
-			ch->running[i] += n;
-			row += n;
-		}
-		b->expert_rows[e] = row - start;
+	memset(b->expert_rows, 0, b->n_local * sizeof(*b->expert_rows));
+	for (; cell < n_cells; cell = next_cell(b->counts, cell + 1, n_cells)) {
+		for (; cell >= end; end += n_sources)
+			e++;
+		add_segment(ch, b, cell, e, cell + n_sources - end, (int32_t)expert[e]);
 	}
-	b->pub.n_rows = row;
-	b->pub.n_segments = (uint32_t)(s - b->segments);
-	if (holes)
-		b->pub.rows = b->pub.scales = NULL;
 }
 
-static int note_missing(struct m2n_channel *ch, struct m2n__batch *b, const uint64_t *mask)
+/* A source that is not there has no rows, whatever its counts said. Returns what the call does. */
+static int note_absent(struct m2n_channel *ch, struct m2n__batch *b, uint32_t source,
+	const uint64_t *mask, int rc)
 {
-	uint64_t round = b->pub.round;
-	int rc = 0;
+	int state = b->shares[source].state, rank = ch->p.sources[source];
+	unsigned long round = b->pub.round;
 
-	for (uint32_t w = 0; w < ch->n_words_sources; w++)
-		b->missing[w] = 0;
-	for (uint32_t i = 0; i < ch->p.n_sources; i++) {
-		const struct m2n__peer *peer = rx_of(ch, i)->peer;
-
-		if (b->shares[i].state == SHARE_PRESENT)
-			continue;
-		m2n__bit_set(b->missing, i);
-		if (b->shares[i].state == SHARE_REFUSED)
-			rc = m2n__error(M2N_PARTIAL,
-				"%s: round %lu: no room for the rows of rank %d: capacity is %u rows",
-				ch->title, (unsigned long)round, ch->p.sources[i], ch->region_rows);
-		else if (!rc && (!mask || m2n__bit(mask, i)) && !m2n__rx_up(rx_of(ch, i)))
-			rc = m2n__error(M2N_PARTIAL, "%s: round %lu: rank %d is lost: %s", ch->title,
-				(unsigned long)round, ch->p.sources[i],
-				m2n__peer_reason(peer));
-	}
+	m2n__bit_set(b->missing, source);
+	for (uint32_t e = 0; e < b->n_local; e++)
+		b->counts[e * (uint32_t)ch->p.n_sources + source] = 0;
+	if (state == SHARE_LOST) /* a hole in the region: there is no one block */
+		b->pub.rows = b->pub.scales = NULL;
+	if (state == SHARE_REFUSED)
+		return m2n__error(M2N_PARTIAL,
+			"%s: round %lu: no room for the rows of rank %d: capacity is %u rows",
+			ch->title, round, rank, ch->region_rows);
+	if (!rc && (!mask || m2n__bit(mask, source)) && !m2n__rx_up(rx_of(ch, source)))
+		return m2n__error(M2N_PARTIAL, "%s: round %lu: rank %d is lost: %s", ch->title,
+			round, rank, m2n__peer_reason(rx_of(ch, source)->peer));
 	return rc;
 }
 
@@ -403,9 +388,16 @@ static void start(struct m2n_channel *ch, struct m2n__batch *b, uint64_t round,
 	const uint64_t *mask, const struct m2n_map *map)
 {
 	b->pub = (struct m2n_batch){.round = round};
-	b->n_local = m2n_map_n_local(map, (uint32_t)ch->self_expert);
-	for (uint32_t i = 0; i < ch->p.n_sources; i++)
-		b->shares[i].state = mask && !m2n__bit(mask, i) ? SHARE_ABSENT : SHARE_AWAITED;
+	b->n_local = map->rank_first[ch->self_expert + 1] - map->rank_first[ch->self_expert];
+	for (uint32_t i = 0; i < ch->p.n_sources; i++) {
+		struct m2n__share *share = &b->shares[i];
+
+		share->state = mask && !m2n__bit(mask, i) ? SHARE_ABSENT : SHARE_AWAITED;
+		share->n_laid = share->segment = 0;
+		share->link = &share->segment;
+		if (i % 64 == 0)
+			b->missing[i / 64] = 0;
+	}
 	ch->recv_phase = 0;
 	b->held = 1;
 }
@@ -468,8 +460,10 @@ int m2n_dispatch_recv(struct m2n_channel *ch, const struct m2n_dispatch_recv_par
 	rc = receive(ch, b, slot, map, p->timeout_ns);
 	if (rc < 0)
 		return rc;
+	for (uint32_t i = 0; i < ch->p.n_sources; i++)
+		if (b->shares[i].state != SHARE_PRESENT)
+			rc = note_absent(ch, b, i, p->mask, rc);
 	lay_out(ch, b, map);
-	rc = note_missing(ch, b, p->mask);
 	b->pub.segments = b->segments;
 	b->pub.expert_rows = b->expert_rows;
 	b->pub.n_local_experts = b->n_local;

@@ -15,26 +15,16 @@
 #include "core/rows.h"
 #include "util/error.h"
 
-static int check(struct m2n_channel *ch, const struct m2n_dispatch_send_params *p)
+/* The params that most rounds leave alone. */
+static int check_options(struct m2n_channel *ch, const struct m2n_dispatch_send_params *p)
 {
-	const struct m2n_plan *plan = p->plan;
-
-	if (ch->self_source < 0)
-		return m2n__error(-EINVAL, "%s: rank %d is not a source", ch->title,
-			ch->group->rank);
-	if (!plan || (plan->n_rows && !p->rows))
-		return m2n__error(-EINVAL, "%s: dispatch_send: %s is NULL", ch->title,
-			plan ? "rows" : "plan");
-	if (plan->limits.n_ranks != ch->p.n_expert_ranks || plan->limits.top_k != ch->p.top_k ||
-		plan->limits.dedup != !!ch->p.dedup)
-		return m2n__error(-EINVAL, "%s: the plan was made for another channel", ch->title);
 	if (p->row_weights && (ch->p.cast || ch->p.dedup))
 		return m2n__error(-EINVAL, "%s: row_weights do not go with %s", ch->title,
 			ch->p.cast ? "a cast" : "dedup");
 	if (p->row_weights && ch->p.row_bytes % m2n__dtype_bytes(ch->p.dtype))
 		return m2n__error(-EINVAL, "%s: row_weights: row_bytes %zu is no multiple of the dtype",
 			ch->title, ch->p.row_bytes);
-	if (plan->n_rows && ch->p.scale_bytes && !ch->p.cast && !p->scales)
+	if (p->plan->n_rows && ch->p.scale_bytes && !ch->p.cast && !p->scales)
 		return m2n__error(-EINVAL, "%s: the channel has scale_bytes %zu, scales is NULL",
 			ch->title, ch->p.scale_bytes);
 	if (p->row_stride && p->row_stride < ch->p.row_bytes * (ch->p.cast ? 2 : 1))
@@ -55,19 +45,38 @@ static int check(struct m2n_channel *ch, const struct m2n_dispatch_send_params *
 	return 0;
 }
 
+static int check(struct m2n_channel *ch, const struct m2n_dispatch_send_params *p)
+{
+	const struct m2n_plan *plan = p->plan;
+
+	if (ch->self_source < 0)
+		return m2n__error(-EINVAL, "%s: rank %d is not a source", ch->title,
+			ch->group->rank);
+	if (!plan || (plan->n_rows && !p->rows))
+		return m2n__error(-EINVAL, "%s: dispatch_send: %s is NULL", ch->title,
+			plan ? "rows" : "plan");
+	if (plan->limits.n_ranks != ch->p.n_expert_ranks || plan->limits.top_k != ch->p.top_k ||
+		plan->limits.dedup != !!ch->p.dedup)
+		return m2n__error(-EINVAL, "%s: the plan was made for another channel", ch->title);
+	if (p->row_weights || p->row_stride || p->scale_stride || p->stream || p->sink >= 0 ||
+		ch->p.scale_bytes || !ch->own_sinks)
+		return check_options(ch, p);
+	return 0;
+}
+
 /* Who takes part: links that are up, admitted to this round, in the mask. 1 if rows go nowhere. */
 static int choose_peers(struct m2n_channel *ch, const struct m2n_dispatch_send_params *p,
 	struct m2n__open *open, uint64_t round)
 {
 	int partial = 0;
 
-	for (uint32_t w = 0; w < ch->n_words_experts; w++)
-		open->part[w] = open->answered[w] = open->refused[w] = open->ungranted[w] = 0;
+	for (uint32_t w = 0; w < 4 * ch->n_words_experts; w++) /* all four bitmaps */
+		open->part[w] = 0;
 	for (uint32_t j = 0; j < ch->dispatch->n_tx; j++) {
 		const struct m2n__tx *tx = &ch->dispatch->tx[j];
 		const struct m2n__peer *peer = tx->peer;
 
-		if (m2n__tx_up(tx) && tx->first_round <= round && (!p->mask || m2n__bit(p->mask, j))) {
+		if (m2n__tx_gets(tx, round) && (!p->mask || m2n__bit(p->mask, j))) {
 			m2n__bit_set(open->part, j);
 			continue;
 		}
@@ -110,7 +119,7 @@ static int wait_credits(struct m2n_channel *ch, struct m2n__open *open, uint32_t
 				: rc;
 }
 
-static void fill_head(struct m2n_channel *ch, const struct m2n__open *open, uint32_t j,
+static inline void fill_head(struct m2n_channel *ch, const struct m2n__open *open, uint32_t j,
 	struct m2n__slot_head *head, struct m2n__layout *l)
 {
 	const struct m2n_plan *plan = open->send.plan;
@@ -130,7 +139,7 @@ static void fill_head(struct m2n_channel *ch, const struct m2n__open *open, uint
 }
 
 /* Counts, index and weights: all of the payload but scales and rows. */
-static void fill_meta(struct m2n_channel *ch, const struct m2n_plan *plan, uint32_t j,
+static inline void fill_meta(struct m2n_channel *ch, const struct m2n_plan *plan, uint32_t j,
 	const struct m2n__layout *l, uint8_t *payload)
 {
 	const uint32_t *first = plan->map->rank_first;
@@ -216,7 +225,7 @@ static void send_all(struct m2n_channel *ch, struct m2n__open *open, uint32_t sl
 			m2n__bit_clear(open->part, j); /* the link is broken: it will show as lost */
 		count_round(ch, plan, j);
 	}
-	for (uint32_t j = 0; j < x->n_tx; j++)
+	for (uint32_t j = 0; any_mapped && j < x->n_tx; j++)
 		if (x->tx[j].slots && m2n__bit(open->part, j))
 			m2n__tx_notify(&x->tx[j]);
 }
@@ -249,6 +258,10 @@ static int begin(struct m2n_channel *ch, const struct m2n_dispatch_send_params *
 	open->round = round;
 	open->busy = ch->own_sinks;
 	open->send = *p;
+	if (!p->row_stride)
+		open->send.row_stride = ch->p.row_bytes * (ch->p.cast ? 2 : 1);
+	if (!p->scale_stride)
+		open->send.scale_stride = ch->p.scale_bytes;
 	open->n_ungranted = 0;
 	return rc;
 }
@@ -283,6 +296,8 @@ int m2n_dispatch_send(struct m2n_channel *ch, const struct m2n_dispatch_send_par
 			(unsigned long)open->round);
 	/* Links that come up from here on start with the next round. */
 	atomic_store_explicit(&ch->next_send, round + 1, memory_order_seq_cst);
+	while (atomic_load_explicit(&ch->dispatch->linking, memory_order_seq_cst))
+		;
 	m2n__exchange_enter(ch->dispatch, M2N__WRITER_TX);
 	rc = begin(ch, p, open, slot, round);
 	if (rc >= 0) {

@@ -95,7 +95,7 @@ static int answer(struct m2n_channel *ch, struct m2n__open *open, uint32_t slot,
 /* Is the process behind the rank the one that got the head? */
 static int knows_round(const struct m2n__tx *tx, uint64_t round)
 {
-	return m2n__tx_up(tx) && tx->first_round <= round;
+	return m2n__tx_gets(tx, round);
 }
 
 static void answer_round(struct m2n_channel *ch, struct m2n__open *open, uint32_t slot)

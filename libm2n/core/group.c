@@ -315,6 +315,7 @@ int m2n_group_drop(struct m2n_group *group, int rank)
 	m2n__ctx_lock(group->ctx);
 	if (group->peers[rank])
 		m2n__peer_lost(group->peers[rank], M2N_PEER_LOST, "dropped by this rank");
+	m2n__control_poll(group); /* the peer sees it when it next looks */
 	m2n__ctx_unlock(group->ctx);
 	return 0;
 }

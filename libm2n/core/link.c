@@ -99,8 +99,6 @@ static int prepare_tx(struct m2n_exchange *x, struct m2n__tx *tx)
 	memset(tx->sent, 0, n * sizeof(*tx->sent));
 	for (uint32_t i = 0; x->spec.explicit_credits && i < n; i++)
 		atomic_store_explicit(&tx->credits[i * x->credit_step], 0, memory_order_relaxed);
-	tx->first_round =
-		x->spec.tx_round ? atomic_load_explicit(x->spec.tx_round, memory_order_seq_cst) : 0;
 	if (tx->ep->ops->caps & M2N__CAP_MAPPED || tx->stage.mem)
 		return 0;
 	return m2n__shared_alloc(x->ctx, stage, stage, &tx->stage);
@@ -321,6 +319,7 @@ int m2n__exchange_connect(struct m2n_exchange *x, int64_t timeout_ns)
 	for (;;) {
 		m2n__ctx_lock(x->ctx);
 		rc = links_state(x, missing, sizeof(missing));
+		x->connected |= rc > 0;
 		m2n__ctx_unlock(x->ctx);
 		if (rc)
 			return rc < 0 ? rc : 0;

@@ -23,6 +23,7 @@
 
 #define M2N__SHAPE_MAX 24
 #define M2N__EXCHANGE_NAME 32
+#define M2N__ROUND_UNKNOWN (UINT64_MAX - 1) /* first round of a link: a START frame will tell */
 
 /* What both sides of a link must agree on; names for the error text. */
 struct m2n__shape {
@@ -65,7 +66,7 @@ struct m2n__tx {
 	uint32_t signal0;          /* messaging: the peer's signal words for us, two a slot */
 	_Atomic uint64_t *credits; /* [n_slots * credit_step] ours: round + 1 that was released */
 	uint64_t *sent;            /* [n_slots] round + 1 that the slot was filled with; 0: free */
-	uint64_t first_round;
+	_Atomic uint64_t first_round; /* the process behind the link gets rounds from here on */
 	uint64_t seq;             /* public exchange: messages sent */
 	uint32_t slot;            /* public exchange: of the next message */
 	struct m2n__shared stage; /* messaging: [n_slots] heads and staged payload */
@@ -95,6 +96,7 @@ struct m2n__rx {
 	atomic_int prepared;      /* our side is fresh and the peer was told */
 	uint64_t own_id, peer_id; /* of our LINK frame, and of the peer's that was taken */
 	int was_linked;
+	int starting; /* linked; up when the START frame comes */
 	struct m2n__tally tally;
 };
 
@@ -118,12 +120,13 @@ struct m2n_exchange {
 	struct m2n__tx *tx;
 	struct m2n__rx *rx;
 	struct m2n__shared area, region, credits;
-	uint64_t *
-		quarantine; /* [n_region_slots + n_spare_slots] connection that must end first; 0 */
+	uint64_t *quarantine; /* [region and spare slots] connection that must end first; 0 */
 	struct m2n__garbage *garbage;
 	atomic_uint busy[3]; /* calls that are writing into peers' memory, by m2n__writer */
 	int error;           /* a disagreement found by a LINK frame */
 	int error_rank;
+	int connected;      /* all links were up: rounds may be under way */
+	atomic_int linking; /* a link's first round is being fixed: a sender waits a moment */
 	char error_text[256];
 };
 
@@ -269,6 +272,13 @@ static inline int m2n__link_coming(const atomic_int *prepared, const struct m2n_
 {
 	return atomic_load_explicit(prepared, memory_order_relaxed) &&
 	       atomic_load_explicit(&peer->state, memory_order_relaxed) == M2N_PEER_LIVE;
+}
+
+/* Does the process behind the link get this round? */
+static inline int m2n__tx_gets(const struct m2n__tx *tx, uint64_t round)
+{
+	return m2n__tx_up(tx) &&
+	       atomic_load_explicit(&tx->first_round, memory_order_relaxed) <= round;
 }
 
 static inline int m2n__rx_up(const struct m2n__rx *rx)

@@ -3,7 +3,8 @@
  * LINK and UNLINK frames. A LINK frame carries what a peer needs to write to this side: shape,
  * keys of its slots, region and credit words, the first signal word, and the first round that
  * will be sent. Each side sends one and may write when it has the other's; there is no second
- * frame, so no order to get wrong. A frame that comes before its exchange exists is kept.
+ * frame, so no order to get wrong (but for START, by which a sender whose rounds are under way
+ * tells a newcomer where it comes in). A frame that comes before its exchange exists is kept.
  * Frames have a number, so that a side that closes can say which of the peer's it had taken.
  */
 #include "core/link.h"
@@ -60,7 +61,7 @@ int m2n__link_send(
 	m2n__put_u32(&c, x->spec.shape.n);
 	for (unsigned i = 0; i < x->spec.shape.n; i++)
 		m2n__put_u64(&c, x->spec.shape.value[i]);
-	m2n__put_u64(&c, tx ? tx->first_round : 0);
+	m2n__put_u64(&c, x->connected && x->spec.tx_round ? M2N__ROUND_UNKNOWN : 0);
 	m2n__put_u32(&c, tx != NULL);
 	m2n__put_u32(&c, rx != NULL);
 	m2n__put_u32(&c, rx && !rx->mapped ? rx->signal0 : 0);
@@ -138,6 +139,29 @@ static int import_at_least(struct m2n__ep *ep, const void *key, size_t key_bytes
 	return rc;
 }
 
+/*
+ * Lets the link have rounds from the next one on. A sender that is about to take a round's number
+ * either sees `linking` and waits, or took it before: then the first round is the one after.
+ */
+static void start(struct m2n_exchange *x, struct m2n__tx *tx)
+{
+	uint8_t body[M2N__EXCHANGE_NAME + 16];
+	struct m2n__cursor c = {body, body + sizeof(body), 0};
+	uint64_t first = 0;
+
+	atomic_store_explicit(&x->linking, 1, memory_order_seq_cst);
+	if (x->spec.tx_round)
+		first = atomic_load_explicit(x->spec.tx_round, memory_order_seq_cst);
+	atomic_store_explicit(&tx->first_round, first, memory_order_relaxed);
+	atomic_store_explicit(&tx->up, 1, memory_order_release);
+	atomic_store_explicit(&x->linking, 0, memory_order_seq_cst);
+	if (!x->connected || !x->spec.tx_round)
+		return;
+	m2n__put_blob(&c, x->name, strlen(x->name));
+	m2n__put_u64(&c, first);
+	m2n__peer_send(tx->peer, M2N__FRAME_START, body, (size_t)(c.at - body));
+}
+
 static int link_tx(struct m2n_exchange *x, struct m2n__tx *tx, const struct link_frame *f)
 {
 	struct m2n__ep *ep = tx->ep;
@@ -154,7 +178,7 @@ static int link_tx(struct m2n_exchange *x, struct m2n__tx *tx, const struct link
 	tx->signal0 = f->signal0;
 	tx->was_linked = 1;
 	tx->prepared = 0;
-	atomic_store_explicit(&tx->up, 1, memory_order_release);
+	start(x, tx);
 	return 0;
 }
 
@@ -169,13 +193,15 @@ static int link_rx(struct m2n_exchange *x, struct m2n__rx *rx, const struct link
 			return rc;
 		rx->credits = rx->credits_rmem->ptr;
 	}
-	/* A sender that replaces a lost one waits for the application to admit it. */
+	/* A sender that replaces a lost one waits for the application to admit it. One that was
+	 * here before us tells by a START frame which round is our first. */
+	rx->starting = !rx->was_linked && f->first_round == M2N__ROUND_UNKNOWN;
 	atomic_store_explicit(&rx->first_round,
 		rx->was_linked && x->spec.tx_round ? UINT64_MAX : f->first_round,
 		memory_order_relaxed);
 	rx->was_linked = 1;
 	rx->prepared = 0;
-	atomic_store_explicit(&rx->up, 1, memory_order_release);
+	atomic_store_explicit(&rx->up, !rx->starting, memory_order_release);
 	return 0;
 }
 
@@ -280,21 +306,38 @@ void m2n__link_take_pending(struct m2n_exchange *x, struct m2n__peer *peer)
 	}
 }
 
-static int unlink_frame(struct m2n__peer *peer, const uint8_t *body, size_t bytes)
+static void on_start(struct m2n_exchange *x, struct m2n__peer *peer, uint64_t first_round)
+{
+	struct m2n__rx *rx = m2n__rx_of(x, peer);
+
+	if (!rx || !rx->starting)
+		return;
+	rx->starting = 0;
+	atomic_store_explicit(&rx->first_round, first_round, memory_order_relaxed);
+	atomic_store_explicit(&rx->up, 1, memory_order_release);
+}
+
+/* UNLINK and START: a name and a number. */
+static int short_frame(
+	struct m2n__peer *peer, enum m2n__frame_type type, const uint8_t *body, size_t bytes)
 {
 	struct m2n__cursor c = {(uint8_t *)(uintptr_t)body, (uint8_t *)(uintptr_t)body + bytes, 0};
 	char name[M2N__EXCHANGE_NAME];
-	uint64_t seen;
+	uint64_t number;
 
 	m2n__get_text(&c, name, sizeof(name));
-	seen = m2n__get_u64(&c);
+	number = m2n__get_u64(&c);
 	if (c.overrun)
 		return m2n__error(
-			M2N_ERR_PROTOCOL, "UNLINK frame of %zu bytes cannot be read", bytes);
-	drop_pending(peer->group, peer->rank, name);
+			M2N_ERR_PROTOCOL, "frame of type %d and %zu bytes cannot be read",
+			(int)type, bytes);
+	if (type == M2N__FRAME_UNLINK)
+		drop_pending(peer->group, peer->rank, name);
 	for (struct m2n_exchange *x = peer->group->exchanges; x; x = x->next)
-		if (strcmp(x->name, name) == 0)
-			on_unlink(x, peer, seen);
+		if (strcmp(x->name, name) == 0 && type == M2N__FRAME_UNLINK)
+			on_unlink(x, peer, number);
+		else if (strcmp(x->name, name) == 0)
+			on_start(x, peer, number);
 	return 0;
 }
 
@@ -307,8 +350,8 @@ int m2n__link_frame(
 	struct link_frame f;
 	int rc;
 
-	if (type == M2N__FRAME_UNLINK)
-		return unlink_frame(peer, body, bytes);
+	if (type != M2N__FRAME_LINK)
+		return short_frame(peer, type, body, bytes);
 	rc = read_frame(&f, body, bytes);
 	if (rc)
 		return rc;

@@ -14,16 +14,13 @@ struct row {
 	const uint8_t *scales;
 };
 
-/* The bytes of token `token` for routed pair `pair`, made in `room` if they must be. */
-static struct row get_row(struct m2n_channel *ch, const struct m2n__open *open, uint32_t token,
+/* Cast or weighted in `room`; or as it is, with scales. */
+static struct row make_row(struct m2n_channel *ch, const struct m2n__open *open, uint32_t token,
 	uint32_t pair, uint8_t *room, uint8_t *scale_room)
 {
 	const struct m2n_dispatch_send_params *p = &open->send;
 	const struct m2n__kernels *kernels = ch->ctx->kernels;
-	size_t stride = p->row_stride ? p->row_stride
-			: ch->p.cast  ? 2 * ch->p.row_bytes
-				      : ch->p.row_bytes;
-	const uint8_t *src = (const uint8_t *)p->rows + token * stride;
+	const uint8_t *src = (const uint8_t *)p->rows + token * p->row_stride;
 	struct row row = {src, NULL};
 
 	if (ch->p.cast) {
@@ -31,14 +28,22 @@ static struct row get_row(struct m2n_channel *ch, const struct m2n__open *open, 
 		return (struct row){room, scale_room};
 	}
 	if (ch->p.scale_bytes)
-		row.scales = (const uint8_t *)p->scales +
-			     token * (p->scale_stride ? p->scale_stride : ch->p.scale_bytes);
+		row.scales = (const uint8_t *)p->scales + token * p->scale_stride;
 	if (p->row_weights) {
 		kernels->scale[ch->p.dtype](room, src, p->row_weights[pair],
 			ch->p.row_bytes / m2n__dtype_bytes(ch->p.dtype));
 		row.bytes = room;
 	}
 	return row;
+}
+
+/* The bytes of token `token` for routed pair `pair`, made in `room` if they must be. */
+static inline struct row get_row(struct m2n_channel *ch, const struct m2n__open *open,
+	uint32_t token, uint32_t pair, uint8_t *room, uint8_t *scale_room)
+{
+	if (ch->p.scale_bytes || open->send.row_weights) /* a cast has scales */
+		return make_row(ch, open, token, pair, room, scale_room);
+	return (struct row){(const uint8_t *)open->send.rows + token * open->send.row_stride, NULL};
 }
 
 static int streams(const struct m2n_channel *ch, size_t n_rows)
@@ -73,32 +78,30 @@ static void store_token(struct m2n_channel *ch, const struct m2n__open *open, ui
 	int stream)
 {
 	const struct m2n_plan *plan = open->send.plan;
-	uint32_t top_k = ch->p.top_k, pair0 = token * top_k, n = 0;
-	void *dst[M2N__MAX_TOP_K];
+	uint32_t end = (token + 1) * ch->p.top_k, n = 0;
+	size_t bytes = ch->p.row_bytes;
+	void *dst[M2N__MAX_TOP_K], *to;
 	struct row row = {NULL, NULL};
 
-	for (uint32_t pair = pair0; pair < pair0 + top_k; pair++) {
-		int32_t r = plan->pair_row[pair];
-		uint32_t j = r < 0 ? 0 : plan->pair_rank[pair], at;
+	for (uint32_t pair = end - ch->p.top_k; pair < end; pair++) {
+		uint32_t j = plan->pair_rank[pair], at;
 
-		if (r < 0 || !ch->row_base[j])
+		if (plan->pair_row[pair] < 0 || !ch->row_base[j])
 			continue;
-		at = (uint32_t)r - plan->rank_first[j];
+		at = (uint32_t)plan->pair_row[pair] - plan->rank_first[j];
 		if (!row.bytes || open->send.row_weights)
 			row = get_row(ch, open, token, pair, ch->scratch, ch->scratch_scales);
 		if (row.scales)
 			memcpy(ch->scale_base[j] + at * ch->p.scale_bytes, row.scales,
 				ch->p.scale_bytes);
-		dst[n] = ch->row_base[j] + (size_t)at * ch->p.row_bytes;
-		if (open->send.row_weights)
-			m2n__move(ch, stream, dst[n], row.bytes, ch->p.row_bytes);
+		to = ch->row_base[j] + at * bytes;
+		if (stream && !open->send.row_weights)
+			dst[n++] = to;
 		else
-			n++;
+			m2n__move(ch, stream, to, row.bytes, bytes);
 	}
-	if (n && stream)
-		ch->ctx->kernels->scatter(dst, n, row.bytes, ch->p.row_bytes);
-	for (uint32_t i = 0; !stream && i < n; i++)
-		ch->ctx->kernels->copy(dst[i], row.bytes, ch->p.row_bytes);
+	if (n)
+		ch->ctx->kernels->scatter(dst, n, row.bytes, bytes);
 }
 
 void m2n__rows_store(struct m2n_channel *ch, const struct m2n__open *open)

@@ -77,12 +77,21 @@ static int try_once(struct m2n__wait *w)
 	return 0;
 }
 
+static void start(struct m2n__wait *w)
+{
+	if (w->timeout_ns < 0)
+		w->timeout_ns = w->ctx->options.timeout_ns;
+	w->armed = 0;
+	w->spinning = w->ctx->spin_ns > 0;
+}
+
 int m2n__wait_step(struct m2n__wait *w)
 {
 	struct m2n_ctx *ctx = w->ctx;
 	int64_t now, waited;
 
-	w->n_steps++;
+	if (!w->n_steps++)
+		start(w);
 	for (unsigned i = 0; i < ctx->n_polled; i++)
 		ctx->polled[i]->ops->progress(ctx->polled[i]);
 	m2n__grants_poll(ctx);

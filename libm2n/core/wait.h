@@ -8,7 +8,7 @@
  *             ;
  *     m2n__wait_end(&w);
  *
- * A wait that finds what it wants at once costs no clock reading and no call.
+ * A wait that finds what it wants at once costs no clock reading, no call and few stores.
  */
 #ifndef M2N_CORE_WAIT_H
 #define M2N_CORE_WAIT_H
@@ -17,25 +17,24 @@
 
 struct m2n__wait {
 	struct m2n_ctx *ctx;
-	int64_t timeout_ns;
+	int64_t timeout_ns; /* below 0: the context's */
 	int64_t start_ns; /* 0: not read yet */
+	uint64_t n_steps;
+	int dozing;
+	/* from the first step on */
 	int64_t deadline_ns;
-	unsigned n_steps;
 	uint32_t ticket;
 	int armed;
-	int dozing;
 	int spinning;
 };
 
 static inline void m2n__wait_begin(struct m2n__wait *w, struct m2n_ctx *ctx, int64_t timeout_ns)
 {
 	w->ctx = ctx;
-	w->timeout_ns = timeout_ns < 0 ? ctx->options.timeout_ns : timeout_ns;
+	w->timeout_ns = timeout_ns;
 	w->start_ns = 0;
 	w->n_steps = 0;
-	w->armed = 0;
 	w->dozing = 0;
-	w->spinning = ctx->spin_ns > 0;
 }
 
 /* 0: look again; -EAGAIN (timeout 0) or -ETIMEDOUT, without text. */

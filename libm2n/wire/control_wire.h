@@ -11,7 +11,7 @@
  *   8      4    body bytes, at most M2N__FRAME_BODY_MAX
  *   12     4    zero
  *
- * Order: HELLO ->, <- CHALLENGE, PROOF ->, then LINK, UNLINK, BYE either way. REJECT ends a
+ * Order: HELLO ->, <- CHALLENGE, PROOF ->, then LINK, START, UNLINK, BYE either way. REJECT ends a
  * connection with a reason.
  */
 #ifndef M2N_CONTROL_WIRE_H
@@ -32,6 +32,7 @@ enum m2n__frame_type {
 	M2N__FRAME_LINK = 5,
 	M2N__FRAME_UNLINK = 6,
 	M2N__FRAME_BYE = 7,
+	M2N__FRAME_START = 8,
 };
 
 struct m2n__frame_head {
