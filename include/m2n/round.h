@@ -46,8 +46,9 @@ struct m2n_dispatch_send_params {
  * the round's replies are there.
  *
  * Returns 0; M2N_PARTIAL (an expert rank of the plan is lost: its rows will be missing; the text
- * names it); -EAGAIN, -ETIMEDOUT (refused, nothing queued: a slot's credit or an earlier
- * round's combine_recv is missing); -EINVAL; M2N_ERR_MAP (the plan was made with another map).
+ * names it); -EAGAIN (refused, nothing queued: this rank's own combine_recv of the round that has
+ * the slot is missing; waiting would not help); -ETIMEDOUT (refused, nothing queued: a slot's
+ * credit did not come); -EINVAL; M2N_ERR_MAP (the plan was made with another map).
  */
 M2N_API int m2n_dispatch_send(struct m2n_channel *channel,
 	const struct m2n_dispatch_send_params *params);

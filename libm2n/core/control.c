@@ -37,6 +37,7 @@ struct m2n__conn {
 	uint64_t id;
 	int fd;
 	enum conn_state state;
+	int dialed;     /* we called */
 	int end_wanted;             /* close as soon as no call writes into the peer's memory */
 	int peer_ended;             /* its end was seen */
 	int64_t deadline_ns;        /* of the handshake */
@@ -268,18 +269,24 @@ static int rival_stands(
 
 	if (!rival)
 		return 0;
+	/* Calls that crossed: both sides keep the lower rank's. */
+	if (rival->state == OPEN && peer->incarnation == incarnation)
+		return rival->dialed && peer->rank < conn->group->rank
+			? 0
+			: m2n__error(-EALREADY, "connected already");
 	if (rival->state == OPEN)
-		return peer->incarnation == incarnation ? m2n__error(-EALREADY, "connected already")
-							: 0;
+		return 0;
 	if (conn->group->rank < peer->rank && !conn->group->replacing && !peer->incarnation)
 		return m2n__error(-EALREADY, "the lower rank's call stands");
 	return 0;
 }
 
 /* The caller is proven: its connection takes the place of a rival. */
-static void end_rival(struct m2n__peer *peer)
+static void end_rival(struct m2n__peer *peer, uint64_t incarnation)
 {
-	if (peer->conn && peer->conn->state == OPEN)
+	if (peer->conn && peer->conn->state == OPEN && peer->incarnation == incarnation)
+		m2n__peer_lost(peer, M2N_PEER_JOINING, "calls crossed");
+	else if (peer->conn && peer->conn->state == OPEN)
 		m2n__peer_lost(peer, M2N_PEER_LOST, "replaced by a new process");
 	else if (peer->conn)
 		kill_conn(peer->conn);
@@ -394,7 +401,7 @@ static int on_proof(struct m2n__conn *conn, struct m2n__cursor *c)
 		rc = rival_stands(conn, conn->peer, conn->record->incarnation);
 	if (rc)
 		return rc;
-	end_rival(conn->peer);
+	end_rival(conn->peer, conn->record->incarnation);
 	conn->state = OPEN;
 	return m2n__peer_opened(conn->peer, conn, conn->record);
 }
@@ -410,6 +417,11 @@ static void on_reject(struct m2n__conn *conn, struct m2n__cursor *c)
 		peer->fatal = -(int)code;
 		snprintf(peer->fatal_text, sizeof(peer->fatal_text), "rank %d refused: %s",
 			peer->rank, text);
+	}
+	if (peer && conn->state == OPEN && code == EALREADY) {
+		/* calls crossed, and the other one stands: its proof is on the way */
+		m2n__peer_lost(peer, M2N_PEER_JOINING, text);
+		m2n__peer_want(peer);
 	}
 	conn_ended(conn, text);
 }
@@ -574,6 +586,7 @@ int m2n__control_dial(struct m2n__peer *peer, const struct m2n__record *record)
 	}
 	memcpy(conn->record, record, sizeof(*record));
 	conn->peer = peer;
+	conn->dialed = 1;
 	peer->conn = conn;
 	return 0;
 }
