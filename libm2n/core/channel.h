@@ -80,6 +80,7 @@ struct m2n__batch {
 	struct m2n_batch pub;
 	int held;
 	uint32_t n_local;
+	uint32_t n_present, n_present_rows; /* sources whose rows are here */
 	struct m2n__share *shares;    /* [n_sources] */
 	uint32_t *counts;             /* [max_local, n_sources] */
 	uint32_t *first;              /* [max_local, n_sources] first row in the batch's order */

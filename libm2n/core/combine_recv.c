@@ -31,9 +31,9 @@ static int expects(const struct combine *c, uint32_t j)
 	return c->plan->rank_first[j + 1] != c->plan->rank_first[j];
 }
 
-static void take_reply(const struct combine *c, uint32_t j, const struct m2n__wait *w)
+static void take_reply(
+	const struct combine *c, struct m2n__rx *rx, uint32_t j, const struct m2n__wait *w)
 {
-	struct m2n__rx *rx = &c->ch->reply->rx[j];
 	const struct m2n__slot_head *head = m2n__rx_head(c->ch->reply, rx, c->slot);
 	uint32_t n = c->plan->reply_first[j + 1] - c->plan->reply_first[j];
 
@@ -84,7 +84,7 @@ static int await(struct combine *c, int64_t timeout_ns)
 			j++;
 		} else if (m2n__rx_ready(ch->reply, rx, c->slot, c->round) &&
 			   m2n__rx_whole(ch->reply, rx, c->slot)) {
-			take_reply(c, j++, &w);
+			take_reply(c, rx, j++, &w);
 		} else if (!up || (ch->own_sinks &&
 					  !m2n__tx_gets(&ch->dispatch->tx[j], c->round))) {
 			j++; /* lost; or replaced by a process that never got this round */
@@ -97,32 +97,36 @@ static int await(struct combine *c, int64_t timeout_ns)
 	return rc == -ETIMEDOUT ? timed_out(c) : rc;
 }
 
+/* The n rows of rank j did not come: the text says why. */
+static int note_one(const struct combine *c, uint32_t j, uint32_t n)
+{
+	struct m2n_channel *ch = c->ch;
+	const struct m2n__peer *peer = ch->reply->rx[j].peer;
+
+	if (c->refused && m2n__bit(c->refused, j))
+		return m2n__error(
+			ch->p.overflow == M2N_OVERFLOW_ERROR ? M2N_ERR_CAPACITY : M2N_PARTIAL,
+			"%s: round %lu: rank %d has no room for %u rows (capacity %u)", ch->title,
+			(unsigned long)c->round, peer->rank, n, ch->region_rows);
+	return m2n__error(M2N_PARTIAL, "%s: round %lu: %u replies of rank %d are missing: %s",
+		ch->title, (unsigned long)c->round, n, peer->rank,
+		peer->reason[0] ? peer->reason : "it took no part");
+}
+
 /* Who with rows did not answer: the text names the last one. 0, PARTIAL or CAPACITY. */
 static int note_missing(struct combine *c)
 {
-	struct m2n_channel *ch = c->ch;
+	const uint32_t *first = c->plan->rank_first;
+	uint32_t n_rx = (uint32_t)c->ch->reply->n_rx;
 	int rc = 0;
 
 	c->whole = 1;
-	for (uint32_t j = 0; j < ch->reply->n_rx; j++) {
-		uint32_t n = c->plan->rank_first[j + 1] - c->plan->rank_first[j];
-		const struct m2n__peer *peer = ch->reply->rx[j].peer;
-
-		if (!n || m2n__bit(c->answered, j))
+	for (uint32_t j = 0; j < n_rx; j++) {
+		if (first[j + 1] == first[j] || m2n__bit(c->answered, j))
 			continue;
 		c->whole = 0;
-		if (c->refused && m2n__bit(c->refused, j)) {
-			int status = ch->p.overflow == M2N_OVERFLOW_ERROR ? M2N_ERR_CAPACITY : M2N_PARTIAL;
-
-			if (rc >= 0)
-				rc = m2n__error(status, "%s: round %lu: rank %d has no room for %u rows "
-					"(capacity %u)", ch->title, (unsigned long)c->round, peer->rank, n,
-					ch->region_rows);
-		} else if (rc >= 0) {
-			rc = m2n__error(M2N_PARTIAL, "%s: round %lu: %u replies of rank %d are missing: %s",
-				ch->title, (unsigned long)c->round, n, peer->rank,
-				peer->reason[0] ? peer->reason : "it took no part");
-		}
+		if (rc >= 0)
+			rc = note_one(c, j, first[j + 1] - first[j]);
 	}
 	return rc;
 }
@@ -289,7 +293,8 @@ static void end_own(struct m2n_channel *ch, struct combine *c)
 {
 	struct m2n__open *open = &ch->open[c->slot];
 
-	m2n__forget_grants(ch, open);
+	if (open->n_ungranted)
+		m2n__forget_grants(ch, open);
 	open->busy = 0;
 	if (c->round >= ch->next_combine)
 		ch->next_combine = c->round + 1;

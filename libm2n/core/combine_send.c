@@ -149,25 +149,28 @@ static int put_rows(const struct reply *r, struct m2n__tx *tx, uint32_t source, 
 	return m2n__tx_put_region(ch->reply, tx, slot, place, &one, 1, n_puts);
 }
 
-static int send_reply(const struct reply *r, uint32_t source)
+static int send_reply(const struct reply *r, uint32_t source, struct m2n__tx *tx)
 {
 	struct m2n_channel *ch = r->ch;
 	const struct m2n__share *share = &r->b->shares[source];
 	struct m2n_exchange *x = ch->reply;
-	struct m2n__tx *tx = &x->tx[ch->own_sinks ? source : share->sink];
 	uint32_t slot = reply_slot(ch, r->round_slot, source), n_puts = 0;
-	struct m2n__slot_head staged = {0}, *head = tx->slots ? m2n__tx_head(x, tx, slot) : &staged;
+	struct m2n__slot_head staged, *head = &staged;
 	int refused = share->state == SHARE_REFUSED, rc = 0;
 	size_t place = share->place;
 
+	if (tx->slots)
+		head = m2n__tx_head(x, tx, slot);
+	else
+		staged = (struct m2n__slot_head){0};
 	if (!ch->own_sinks)
 		place += slot * x->spec.region_bytes;
-	if (!refused && tx->slots && ch->p.reduce_at_expert)
-		reduce_rows(r, source, tx->region + place);
-	else if (!refused && tx->slots)
-		store_rows(r, source, tx->region + place);
-	else if (!refused)
+	if (!refused && !tx->slots)
 		rc = put_rows(r, tx, source, slot, place, &n_puts);
+	else if (!refused && ch->p.reduce_at_expert)
+		reduce_rows(r, source, tx->region + place);
+	else if (!refused)
+		store_rows(r, source, tx->region + place);
 	if (rc)
 		return rc;
 	head->n_rows = refused ? 0 : n_reply_rows(ch, share);
@@ -238,7 +241,7 @@ static int reply_all(const struct reply *r)
 			rc = m2n__error(M2N_PARTIAL, "%s: round %lu: rank %d is lost: %s", ch->title,
 				(unsigned long)r->b->pub.round, tx->peer->rank,
 				m2n__peer_reason(tx->peer));
-		else if (send_reply(r, i))
+		else if (send_reply(r, i, tx))
 			rc = M2N_PARTIAL;
 	}
 	m2n__exchange_exit(ch->reply, M2N__WRITER_TX);

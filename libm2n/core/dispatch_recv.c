@@ -31,6 +31,7 @@ static int check_head(struct m2n_channel *ch, struct m2n__batch *b, uint32_t sou
 {
 	struct m2n__share *share = &b->shares[source];
 	uint64_t pairs = (uint64_t)ch->p.max_tokens * ch->p.top_k;
+	uint64_t most = ch->slot_rows ? ch->slot_rows : pairs;
 	uint64_t n_reply = ch->p.reduce_at_expert ? head->n_sent : head->n_rows;
 	uint64_t room = ch->reply->spec.region_bytes *
 			(ch->own_sinks ? ch->reply->spec.n_region_slots + ch->reply->spec.n_spare_slots
@@ -43,9 +44,9 @@ static int check_head(struct m2n_channel *ch, struct m2n__batch *b, uint32_t sou
 			ch->group->rank, map->digest);
 	if (head->n_rows > pairs)
 		return protocol(ch, source, b->pub.round, "a number of rows", head->n_rows, pairs);
-	if (head->n_sent > (ch->slot_rows ? ch->slot_rows : pairs) || head->n_sent > head->n_rows)
+	if (head->n_sent > most || head->n_sent > head->n_rows)
 		return protocol(ch, source, b->pub.round, "a number of travelling rows",
-			head->n_sent, ch->slot_rows ? ch->slot_rows : pairs);
+			head->n_sent, most);
 	if (head->sink >= ch->p.n_sinks || (ch->own_sinks && head->sink != source))
 		return protocol(ch, source, b->pub.round, "sink", head->sink, ch->p.n_sinks - 1);
 	if (head->place > room || n_reply * ch->p.out_row_bytes > room - head->place)
@@ -91,11 +92,11 @@ static int check_index(struct m2n_channel *ch, struct m2n__batch *b, uint32_t so
 }
 
 /* The head of one source is here: read it. */
-static int take_head(struct m2n_channel *ch, struct m2n__batch *b, uint32_t source, uint32_t slot,
-	const struct m2n_map *map)
+static int take_head(struct m2n_channel *ch, struct m2n__batch *b, uint32_t source,
+	struct m2n__rx *rx, uint32_t slot, const struct m2n_map *map)
 {
 	struct m2n__share *share = &b->shares[source];
-	const struct m2n__slot_head *head = m2n__rx_head(ch->dispatch, rx_of(ch, source), slot);
+	const struct m2n__slot_head *head = m2n__rx_head(ch->dispatch, rx, slot);
 	struct m2n__layout l;
 	int rc = check_head(ch, b, source, head, map);
 
@@ -115,20 +116,20 @@ static int take_head(struct m2n_channel *ch, struct m2n__batch *b, uint32_t sour
 		share->state = SHARE_HEAD;
 		return 0;
 	}
-	m2n__rx_take(ch->dispatch, rx_of(ch, source), slot, 1);
+	m2n__rx_take(ch->dispatch, rx, slot, 1);
 	share->state = SHARE_PRESENT;
 	return 0;
 }
 
-static void account(struct m2n_channel *ch, struct m2n__batch *b, uint32_t source,
-	const struct m2n__wait *w)
+static void account(const struct m2n_channel *ch, struct m2n__batch *b,
+	const struct m2n__share *share, struct m2n__tally *tally, const struct m2n__wait *w)
 {
-	struct m2n__tally *tally = &rx_of(ch, source)->tally;
-
+	b->n_present++;
+	b->n_present_rows += share->n_rows;
 	m2n__tally_add(&tally->n_rounds, 1);
-	m2n__tally_add(&tally->n_rows, b->shares[source].n_rows);
-	m2n__tally_add(&tally->bytes,
-		b->shares[source].n_sent * (uint64_t)(ch->p.row_bytes + ch->p.scale_bytes));
+	m2n__tally_add(&tally->n_rows, share->n_rows);
+	m2n__tally_add(
+		&tally->bytes, share->n_sent * (uint64_t)(ch->p.row_bytes + ch->p.scale_bytes));
 	if (w->start_ns)
 		m2n__tally_add(&tally->wait_ns, (uint64_t)m2n__waited_ns(w));
 }
@@ -145,7 +146,7 @@ static int look(struct m2n_channel *ch, struct m2n__batch *b, uint32_t source, u
 	if (share->state == SHARE_AWAITED && rx->slots &&
 		m2n__rx_ready(ch->dispatch, rx, slot, round) &&
 		(ch->p.placement == M2N_PLACEMENT_EXACT || m2n__rx_whole(ch->dispatch, rx, slot)))
-		rc = take_head(ch, b, source, slot, map);
+		rc = take_head(ch, b, source, rx, slot, map);
 	else if (share->state == SHARE_HEAD && m2n__rx_body_ready(ch->dispatch, rx, slot, round)) {
 		m2n__rx_take(ch->dispatch, rx, slot, 2);
 		share->state = SHARE_PRESENT;
@@ -155,7 +156,7 @@ static int look(struct m2n_channel *ch, struct m2n__batch *b, uint32_t source, u
 	if (rc)
 		return rc;
 	if (share->state == SHARE_PRESENT)
-		account(ch, b, source, w);
+		account(ch, b, share, &rx->tally, w);
 	return share->state != SHARE_AWAITED && (share->state != SHARE_HEAD || !ch->recv_phase);
 }
 
@@ -185,7 +186,28 @@ static int timed_out(struct m2n_channel *ch, struct m2n__batch *b, int rc)
 		(unsigned long)b->pub.round, ranks);
 }
 
-/* Waits until every source is settled for this phase. */
+/* Waits until one source is settled for this phase. */
+static int await_source(struct m2n_channel *ch, struct m2n__batch *b, uint32_t source,
+	uint32_t slot, const struct m2n_map *map, struct m2n__wait *w)
+{
+	int seen, rc = 0;
+
+	while (!rc) {
+		seen = look(ch, b, source, slot, map, w);
+		if (seen > 0)
+			return 0;
+		if (seen == M2N_ERR_MAP)
+			return seen;
+		if (seen < 0) {
+			expel(ch, b, source);
+			return 0;
+		}
+		m2n__send_granted(ch);
+		rc = m2n__wait_step(w);
+	}
+	return rc;
+}
+
 static int await(struct m2n_channel *ch, struct m2n__batch *b, uint32_t slot,
 	const struct m2n_map *map, int64_t timeout_ns)
 {
@@ -194,20 +216,9 @@ static int await(struct m2n_channel *ch, struct m2n__batch *b, uint32_t slot,
 	int rc = 0;
 
 	m2n__wait_begin(&w, ch->ctx, timeout_ns);
-	for (uint32_t i = 0; i < ch->p.n_sources && !rc; i++) {
-		while ((int)b->shares[i].state == wanted && !rc) {
-			int seen = look(ch, b, i, slot, map, &w);
-
-			if (seen < 0 && seen == M2N_ERR_MAP) {
-				rc = seen;
-			} else if (seen < 0) {
-				expel(ch, b, i);
-			} else if (!seen) {
-				m2n__send_granted(ch);
-				rc = m2n__wait_step(&w);
-			}
-		}
-	}
+	for (uint32_t i = 0; i < ch->p.n_sources && !rc; i++)
+		if ((int)b->shares[i].state == wanted)
+			rc = await_source(ch, b, i, slot, map, &w);
 	m2n__wait_end(&w);
 	return rc == -EAGAIN || rc == -ETIMEDOUT ? timed_out(ch, b, rc) : rc;
 }
@@ -338,24 +349,24 @@ static void add_segment(struct m2n_channel *ch, struct m2n__batch *b, uint32_t c
 	b->pub.n_rows += s->n_rows;
 }
 
-/* The first cell from `cell` on that has rows, or n_cells. */
-static uint32_t next_cell(const uint32_t *counts, uint32_t cell, uint32_t n_cells)
-{
-	while (cell < n_cells && !counts[cell])
-		cell++;
-	return cell;
-}
-
-/* Segments, row numbers, totals: from counts, in the order local expert, source. */
+/*
+ * Segments, row numbers, totals: from counts, in the order local expert, source. Looks no further
+ * than the last row: the counts were checked to add up.
+ */
 static void lay_out(struct m2n_channel *ch, struct m2n__batch *b, const struct m2n_map *map)
 {
 	const uint32_t *expert = map->expert_of + map->rank_first[ch->self_expert];
-	uint32_t n_sources = (uint32_t)ch->p.n_sources, n_cells = b->n_local * n_sources;
+	const uint32_t *count = b->counts;
+	uint32_t n_sources = (uint32_t)ch->p.n_sources;
 	uint32_t e = 0, end = n_sources; /* of e's cells */
-	uint32_t cell = next_cell(b->counts, 0, n_cells);
 
 	memset(b->expert_rows, 0, b->n_local * sizeof(*b->expert_rows));
-	for (; cell < n_cells; cell = next_cell(b->counts, cell + 1, n_cells)) {
+	for (; b->pub.n_rows < b->n_present_rows; count++) {
+		uint32_t cell;
+
+		while (!*count)
+			count++;
+		cell = (uint32_t)(count - b->counts);
 		for (; cell >= end; end += n_sources)
 			e++;
 		add_segment(ch, b, cell, e, cell + n_sources - end, (int32_t)expert[e]);
@@ -398,6 +409,7 @@ static void start(struct m2n_channel *ch, struct m2n__batch *b, uint64_t round,
 		if (i % 64 == 0)
 			b->missing[i / 64] = 0;
 	}
+	b->n_present = b->n_present_rows = 0;
 	ch->recv_phase = 0;
 	b->held = 1;
 }
@@ -460,7 +472,7 @@ int m2n_dispatch_recv(struct m2n_channel *ch, const struct m2n_dispatch_recv_par
 	rc = receive(ch, b, slot, map, p->timeout_ns);
 	if (rc < 0)
 		return rc;
-	for (uint32_t i = 0; i < ch->p.n_sources; i++)
+	for (uint32_t i = 0; b->n_present < ch->p.n_sources && i < ch->p.n_sources; i++)
 		if (b->shares[i].state != SHARE_PRESENT)
 			rc = note_absent(ch, b, i, p->mask, rc);
 	lay_out(ch, b, map);

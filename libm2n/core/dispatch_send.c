@@ -64,30 +64,40 @@ static int check(struct m2n_channel *ch, const struct m2n_dispatch_send_params *
 	return 0;
 }
 
-/* Who takes part: links that are up, admitted to this round, in the mask. 1 if rows go nowhere. */
+static inline void clear_word(struct m2n__open *open, uint32_t w)
+{
+	open->part[w] = open->answered[w] = open->refused[w] = open->ungranted[w] = 0;
+}
+
+static int note_unsent(struct m2n_channel *ch, const struct m2n_plan *plan, uint32_t j,
+	uint64_t round)
+{
+	const struct m2n__peer *peer = ch->dispatch->tx[j].peer;
+	uint32_t n = plan->rank_first[j + 1] - plan->rank_first[j];
+
+	if (!n)
+		return 0;
+	return m2n__error(M2N_PARTIAL, "%s: round %lu: %u rows for rank %d go nowhere: %s", ch->title,
+		(unsigned long)round, n, peer->rank,
+		peer->reason[0] ? peer->reason : "it is masked or not linked");
+}
+
+/* Who takes part: links up, admitted to this round, in the mask. PARTIAL if rows go nowhere. */
 static int choose_peers(struct m2n_channel *ch, const struct m2n_dispatch_send_params *p,
 	struct m2n__open *open, uint64_t round)
 {
-	int partial = 0;
+	int rc = 0;
 
-	for (uint32_t w = 0; w < 4 * ch->n_words_experts; w++) /* all four bitmaps */
-		open->part[w] = 0;
 	for (uint32_t j = 0; j < ch->dispatch->n_tx; j++) {
-		const struct m2n__tx *tx = &ch->dispatch->tx[j];
-		const struct m2n__peer *peer = tx->peer;
-
-		if (m2n__tx_gets(tx, round) && (!p->mask || m2n__bit(p->mask, j))) {
+		if (j % 64 == 0)
+			clear_word(open, j / 64);
+		ch->row_base[j] = NULL;
+		if (m2n__tx_gets(&ch->dispatch->tx[j], round) && (!p->mask || m2n__bit(p->mask, j)))
 			m2n__bit_set(open->part, j);
-			continue;
-		}
-		if (p->plan->rank_first[j + 1] == p->plan->rank_first[j])
-			continue;
-		partial = 1;
-		m2n__error(M2N_PARTIAL, "%s: round %lu: %u rows for rank %d go nowhere: %s", ch->title,
-			(unsigned long)round, p->plan->rank_first[j + 1] - p->plan->rank_first[j],
-			peer->rank, peer->reason[0] ? peer->reason : "it is masked or not linked");
+		else if (note_unsent(ch, p->plan, j, round))
+			rc = M2N_PARTIAL;
 	}
-	return partial;
+	return rc;
 }
 
 /* Sinks that are not the sources: each expert rank must have given the slot back. */
@@ -147,7 +157,9 @@ static inline void fill_meta(struct m2n_channel *ch, const struct m2n_plan *plan
 	float *weights = (float *)(payload + l->weights);
 
 	memcpy(payload, plan->count + first[j], (first[j + 1] - first[j]) * sizeof(uint32_t));
-	for (uint32_t r = plan->rank_first[j]; ch->p.dedup && r < plan->rank_first[j + 1]; r++)
+	if (!ch->p.dedup)
+		return;
+	for (uint32_t r = plan->rank_first[j]; r < plan->rank_first[j + 1]; r++)
 		*index++ = plan->row_unique[r] - plan->unique_first[j];
 	for (uint32_t r = plan->rank_first[j];
 		ch->p.reduce_at_expert && r < plan->rank_first[j + 1]; r++)
@@ -203,16 +215,15 @@ static void send_all(struct m2n_channel *ch, struct m2n__open *open, uint32_t sl
 {
 	struct m2n_exchange *x = ch->dispatch;
 	const struct m2n_plan *plan = open->send.plan;
-	int rows = ch->p.placement == M2N_PLACEMENT_SLOT, any_mapped = 0;
+	int any_mapped = 0;
 
 	for (uint32_t j = 0; j < x->n_tx; j++) {
-		ch->row_base[j] = NULL;
 		if (!m2n__bit(open->part, j) || !x->tx[j].slots)
 			continue;
 		any_mapped = 1;
 		prepare_mapped(ch, open, j, slot);
 	}
-	if (any_mapped && rows)
+	if (any_mapped && ch->p.placement == M2N_PLACEMENT_SLOT)
 		m2n__rows_store(ch, open);
 	for (uint32_t j = 0; j < x->n_tx; j++) {
 		struct m2n__tx *tx = &x->tx[j];
@@ -225,8 +236,8 @@ static void send_all(struct m2n_channel *ch, struct m2n__open *open, uint32_t sl
 			m2n__bit_clear(open->part, j); /* the link is broken: it will show as lost */
 		count_round(ch, plan, j);
 	}
-	for (uint32_t j = 0; any_mapped && j < x->n_tx; j++)
-		if (x->tx[j].slots && m2n__bit(open->part, j))
+	for (uint32_t j = 0; j < x->n_tx; j++)
+		if (m2n__bit(open->part, j) && x->tx[j].slots)
 			m2n__tx_notify(&x->tx[j]);
 }
 

@@ -73,53 +73,55 @@ void m2n__rows_store_range(struct m2n_channel *ch, const struct m2n__open *open,
 		ch->ctx->kernels->fence();
 }
 
-/* One row to all ranks that want it: read once. */
-static void store_token(struct m2n_channel *ch, const struct m2n__open *open, uint32_t token,
-	int stream)
+/* Each token's row to all ranks that want it: read once. */
+static void store_tokens(struct m2n_channel *ch, const struct m2n__open *open)
 {
 	const struct m2n_plan *plan = open->send.plan;
-	uint32_t end = (token + 1) * ch->p.top_k, n = 0;
+	uint32_t top_k = ch->p.top_k;
 	size_t bytes = ch->p.row_bytes;
-	void *dst[M2N__MAX_TOP_K], *to;
-	struct row row = {NULL, NULL};
+	int stream = streams(ch, plan->n_rows);
 
-	for (uint32_t pair = end - ch->p.top_k; pair < end; pair++) {
-		uint32_t j = plan->pair_rank[pair], at;
+	for (uint32_t t = 0; t < plan->n_tokens; t++) {
+		void *dst[M2N__MAX_TOP_K], *to;
+		struct row row = {NULL, NULL};
+		uint32_t n = 0;
 
-		if (plan->pair_row[pair] < 0 || !ch->row_base[j])
-			continue;
-		at = (uint32_t)plan->pair_row[pair] - plan->rank_first[j];
-		if (!row.bytes || open->send.row_weights)
-			row = get_row(ch, open, token, pair, ch->scratch, ch->scratch_scales);
-		if (row.scales)
-			memcpy(ch->scale_base[j] + at * ch->p.scale_bytes, row.scales,
-				ch->p.scale_bytes);
-		to = ch->row_base[j] + at * bytes;
-		if (stream && !open->send.row_weights)
-			dst[n++] = to;
-		else
-			m2n__move(ch, stream, to, row.bytes, bytes);
+		for (uint32_t pair = t * top_k; pair < (t + 1) * top_k; pair++) {
+			uint32_t j = plan->pair_rank[pair], at;
+
+			if (plan->pair_row[pair] < 0 || !ch->row_base[j])
+				continue;
+			at = (uint32_t)plan->pair_row[pair] - plan->rank_first[j];
+			if (!row.bytes || open->send.row_weights)
+				row = get_row(ch, open, t, pair, ch->scratch, ch->scratch_scales);
+			if (row.scales)
+				memcpy(ch->scale_base[j] + at * ch->p.scale_bytes, row.scales,
+					ch->p.scale_bytes);
+			to = ch->row_base[j] + at * bytes;
+			if (stream && !open->send.row_weights)
+				dst[n++] = to;
+			else
+				m2n__move(ch, stream, to, row.bytes, bytes);
+		}
+		if (n)
+			ch->ctx->kernels->scatter(dst, n, row.bytes, bytes);
 	}
-	if (n)
-		ch->ctx->kernels->scatter(dst, n, row.bytes, bytes);
+	if (stream)
+		ch->ctx->kernels->fence();
 }
 
 void m2n__rows_store(struct m2n_channel *ch, const struct m2n__open *open)
 {
 	const struct m2n_plan *plan = open->send.plan;
-	int stream = streams(ch, plan->n_unique);
 
-	if (ch->p.dedup) {
-		for (uint32_t j = 0; j < ch->dispatch->n_tx; j++)
-			if (ch->row_base[j])
-				m2n__rows_store_range(ch, open, plan->unique_first[j],
-					plan->unique_first[j + 1], ch->row_base[j], ch->scale_base[j]);
+	if (!ch->p.dedup) {
+		store_tokens(ch, open);
 		return;
 	}
-	for (uint32_t t = 0; t < plan->n_tokens; t++)
-		store_token(ch, open, t, stream);
-	if (stream)
-		ch->ctx->kernels->fence();
+	for (uint32_t j = 0; j < ch->dispatch->n_tx; j++)
+		if (ch->row_base[j])
+			m2n__rows_store_range(ch, open, plan->unique_first[j],
+				plan->unique_first[j + 1], ch->row_base[j], ch->scale_base[j]);
 }
 
 /* Staging for rows that must be made: allocated when the first such round goes by messages. */

@@ -11,6 +11,18 @@ static uint8_t rows[STEADY_MAX_TOKENS * STEADY_MAX_ROW];
 static uint8_t replies[STEADY_MAX_TOKENS * STEADY_MAX_TOP_K * STEADY_MAX_ROW];
 static uint8_t out[STEADY_MAX_TOKENS * STEADY_MAX_ROW];
 
+static void fill_params(struct steady *steady)
+{
+	steady->send = (struct m2n_dispatch_send_params)M2N_DISPATCH_SEND_PARAMS_INIT;
+	steady->recv = (struct m2n_dispatch_recv_params)M2N_DISPATCH_RECV_PARAMS_INIT;
+	steady->answer = (struct m2n_combine_send_params)M2N_COMBINE_SEND_PARAMS_INIT;
+	steady->combine = (struct m2n_combine_recv_params)M2N_COMBINE_RECV_PARAMS_INIT;
+	steady->send.plan = steady->combine.plan = steady->plan;
+	steady->send.rows = rows;
+	steady->answer.rows = replies;
+	steady->combine.out = out;
+}
+
 void steady_open(struct steady *steady, struct rank *rank)
 {
 	struct m2n_channel_params params = M2N_CHANNEL_PARAMS_INIT;
@@ -31,9 +43,10 @@ void steady_open(struct steady *steady, struct rank *rank)
 	steady->is_expert = rank->rank == expert;
 	expect_ok(m2n_plan_create(steady->channel, &steady->plan));
 	for (uint32_t i = 0; i < steady->n_tokens * steady->top_k; i++) {
-		ids[i] = (int32_t)(i * 5 % 8);
+		ids[i] = (int32_t)((steady->first_expert + i * 5) % 8);
 		weights[i] = 0.25f;
 	}
+	fill_params(steady);
 }
 
 void steady_close(struct steady *steady)
@@ -55,21 +68,12 @@ void steady_route(struct steady *steady)
 
 __attribute__((noinline)) void steady_round(struct steady *steady)
 {
-	struct m2n_dispatch_send_params send = M2N_DISPATCH_SEND_PARAMS_INIT;
-	struct m2n_dispatch_recv_params recv = M2N_DISPATCH_RECV_PARAMS_INIT;
-	struct m2n_combine_send_params answer = M2N_COMBINE_SEND_PARAMS_INIT;
-	struct m2n_combine_recv_params combine = M2N_COMBINE_RECV_PARAMS_INIT;
-
-	send.plan = combine.plan = steady->plan;
-	send.rows = rows;
-	answer.rows = replies;
-	combine.out = out;
 	if (steady->is_source)
-		expect_ok(m2n_dispatch_send(steady->channel, &send));
+		expect_ok(m2n_dispatch_send(steady->channel, &steady->send));
 	if (steady->is_expert) {
-		expect_ok(m2n_dispatch_recv(steady->channel, &recv, &answer.batch));
-		expect_ok(m2n_combine_send(steady->channel, &answer));
+		expect_ok(m2n_dispatch_recv(steady->channel, &steady->recv, &steady->answer.batch));
+		expect_ok(m2n_combine_send(steady->channel, &steady->answer));
 	}
 	if (steady->is_source)
-		expect_ok(m2n_combine_recv(steady->channel, &combine));
+		expect_ok(m2n_combine_recv(steady->channel, &steady->combine));
 }

@@ -17,12 +17,18 @@ struct steady {
 	uint32_t n_tokens;
 	uint32_t top_k;
 	size_t row_bytes;
+	uint32_t first_expert; /* of the first token's first row, 0..7 */
 	enum m2n_placement placement;
 	int dedup;
 	/* of this rank */
 	int is_source, is_expert;
 	struct m2n_channel *channel;
 	struct m2n_plan *plan;
+	/* filled once, as an application would */
+	struct m2n_dispatch_send_params send;
+	struct m2n_dispatch_recv_params recv;
+	struct m2n_combine_send_params answer;
+	struct m2n_combine_recv_params combine;
 };
 
 /* Rank 0 is the source, the last rank is the expert rank. */

@@ -4,7 +4,7 @@
  *
  *   steady_rounds marks N_RANKS        batches of rounds between two marks (system calls that
  *                                      nothing else makes), on self or between two shm ranks
- *   steady_rounds count N_ROUNDS TOKENS TOP_K ROW_BYTES
+ *   steady_rounds count N_ROUNDS TOKENS TOP_K ROW_BYTES FIRST_EXPERT
  *                                      rounds on self, in this process; callgrind counts
  *                                      steady_round()
  */
@@ -58,6 +58,7 @@ static int count(char **args)
 	steady.n_tokens = (uint32_t)atoi(args[1]);
 	steady.top_k = (uint32_t)atoi(args[2]);
 	steady.row_bytes = (size_t)atoi(args[3]);
+	steady.first_expert = (uint32_t)atoi(args[4]);
 	if (!mkdtemp(dir))
 		return 1;
 	snprintf(store, sizeof(store), "dir:%s", dir);
@@ -84,7 +85,7 @@ int main(int argc, char **argv)
 	struct ranks_opts opts = {.options = options, .no_leak_check = 1};
 	int n_ranks;
 
-	if (argc == 6 && !strcmp(argv[1], "count"))
+	if (argc == 7 && !strcmp(argv[1], "count"))
 		return count(argv + 2);
 	if (argc != 3 || strcmp(argv[1], "marks"))
 		return 2;
