@@ -18,8 +18,9 @@ static void ours(struct message *message)
 		return;
 	}
 	for (int peer = message->first_peer; peer < message->last_peer; peer++) {
-		message_get(message, peer);
+		message_take(message, peer);
 		message_put(message, peer);
+		message_release(message, peer); /* its credit is not what the sender waits for */
 	}
 }
 

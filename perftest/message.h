@@ -47,7 +47,7 @@ static inline void message_touch(const void *data, size_t bytes)
 	(void)text[bytes - 1];
 }
 
-static inline void message_get(struct message *message, int peer)
+static inline void message_take(struct message *message, int peer)
 {
 	const void *data;
 	size_t bytes;
@@ -56,8 +56,18 @@ static inline void message_get(struct message *message, int peer)
 		m2n_exchange_get(message->exchange, peer, M2N_TIMEOUT_DEFAULT, &data, &bytes),
 		"m2n_exchange_get");
 	message_touch(data, bytes);
+}
+
+static inline void message_release(struct message *message, int peer)
+{
 	perf_rank_check(message->rank, m2n_exchange_release(message->exchange, peer),
 		"m2n_exchange_release");
+}
+
+static inline void message_get(struct message *message, int peer)
+{
+	message_take(message, peer);
+	message_release(message, peer);
 }
 
 struct page_stamp *message_stamp(struct message *message, unsigned series, int64_t iter);

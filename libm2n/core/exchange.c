@@ -12,6 +12,7 @@
 #include "util/error.h"
 
 #define MAX_DEPTH 64
+#define OWN_BYTES 4096 /* of the next slot that are asked for ahead */
 
 static int check_params(const struct m2n_exchange_params *p)
 {
@@ -154,6 +155,19 @@ static int put_messaging(struct m2n_exchange *x, struct m2n__tx *tx, const struc
 	return m2n__tx_put_slot(x, tx, tx->slot, tx->seq, &head, iov, n_iov);
 }
 
+/*
+ * While nobody waits for it: fetches the next slot's credit, and, where the slot is free already,
+ * asks for the lines that a message like the last one will be written to.
+ */
+static void prepare_next(const struct m2n_exchange *x, struct m2n__tx *tx, size_t bytes)
+{
+	size_t lines = sizeof(struct m2n__slot_head) + bytes;
+
+	if (tx->slots && m2n__tx_free(x, tx, tx->slot))
+		x->ctx->kernels->own(m2n__tx_head(x, tx, tx->slot),
+			lines < OWN_BYTES ? lines : OWN_BYTES);
+}
+
 int m2n_exchange_put(struct m2n_exchange *x, int peer, const struct m2n_iov *iov, size_t n_iov,
 	int64_t timeout_ns)
 {
@@ -195,8 +209,7 @@ int m2n_exchange_put(struct m2n_exchange *x, int peer, const struct m2n_iov *iov
 		return rc;
 	tx->seq++;
 	tx->slot = tx->slot + 1 == x->spec.n_slots ? 0 : tx->slot + 1;
-	/* its credit was given back in the meantime: fetch the line while nobody waits for it */
-	__builtin_prefetch(&tx->credits[tx->slot * x->credit_step]);
+	prepare_next(x, tx, bytes);
 	m2n__tally_add(&tx->tally.n_rounds, 1);
 	m2n__tally_add(&tx->tally.bytes, bytes);
 	return 0;

@@ -386,6 +386,7 @@ const struct m2n__kernels m2n__kernels_avx2 = {
 	.stream = stream,
 	.scatter = scatter,
 	.fence = fence,
+	.own = own,
 	.wsum =
 		{
 			[M2N_DTYPE_F32] = wsum_f32,

@@ -33,6 +33,11 @@ struct m2n__kernels {
 	void (*scatter)(void *const *dst, unsigned n_dst, const void *src, size_t bytes);
 	/* Orders all earlier stores of this thread, non-temporal ones too, before later ones. */
 	void (*fence)(void);
+	/*
+	 * Asks for the lines of a buffer that will be written soon, so that the stores need not
+	 * wait for another core to give them up. A hint; does not block.
+	 */
+	void (*own)(const void *at, size_t bytes);
 
 	/*
 	 * out[i] = (residual ? residual[i] : 0) + sum_k w[k] * x[k][i], k ascending, fp32

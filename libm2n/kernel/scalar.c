@@ -21,6 +21,11 @@ static void scatter(void *const *dst, unsigned n_dst, const void *src, size_t by
 		copy(dst[i], src, bytes);
 }
 
+static void own(const void *at, size_t bytes)
+{
+	(void)at, (void)bytes;
+}
+
 static void fence(void)
 {
 	atomic_thread_fence(memory_order_seq_cst);
@@ -117,6 +122,7 @@ const struct m2n__kernels m2n__kernels_scalar = {
 	.stream = copy,
 	.scatter = scatter,
 	.fence = fence,
+	.own = own,
 	.wsum = {[M2N_DTYPE_F32] = wsum_f32,
 		[M2N_DTYPE_BF16] = wsum_bf16,
 		[M2N_DTYPE_F16] = wsum_f16},
