@@ -77,8 +77,7 @@ static void alloc_expert(struct m2n_channel *ch, struct counter *c)
 		ch->reduce_first = take(c, pairs + 2, sizeof(*ch->reduce_first));
 		ch->reduce_row = take(c, pairs + 1, sizeof(*ch->reduce_row));
 	}
-	if (!ch->iov)
-		ch->iov = take(c, ch->max_local + 8, sizeof(*ch->iov));
+	ch->reply_iov = take(c, ch->max_local + 8, sizeof(*ch->reply_iov));
 }
 
 int m2n__channel_alloc(struct m2n_channel *ch, size_t *bytes)
@@ -124,6 +123,7 @@ void m2n__channel_free(struct m2n_channel *ch)
 	free(ch->scratch);
 	free(ch->scratch_scales);
 	free(ch->iov);
+	free(ch->reply_iov);
 	free(ch->made_rows);
 	free(ch->made_replies);
 	free(ch->reduce_first);

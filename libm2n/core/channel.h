@@ -56,14 +56,14 @@ struct m2n__share {
 	int state; /* SHARE_* */
 	uint32_t n_rows, n_sent;
 	uint32_t sink;
-	uint32_t n_laid; /* rows that have their segment */
-	uint32_t segment; /* its first one in the batch, plus 1; 0: it has no rows */
-	uint32_t *link; /* where the next one's number goes */
+	uint32_t n_laid;        /* rows that have their segment */
+	uint32_t segment;       /* its first one in the batch, plus 1; 0: it has no rows */
+	uint32_t *link;         /* where the next one's number goes */
 	uint64_t place;         /* in the sink's region */
 	const uint8_t *payload; /* in the slot */
 	const uint8_t *rows, *scales;
 	const uint32_t *index; /* dedup: in the slot; else NULL */
-	uint32_t region_row; /* exact placement with dedup: first row in the region */
+	uint32_t region_row;   /* exact placement with dedup: first row in the region */
 };
 
 enum m2n__share_state {
@@ -81,14 +81,14 @@ struct m2n__batch {
 	int held;
 	uint32_t n_local;
 	uint32_t n_present, n_present_rows; /* sources whose rows are here */
-	struct m2n__share *shares;    /* [n_sources] */
-	uint32_t *counts;             /* [max_local, n_sources] */
+	struct m2n__share *shares;          /* [n_sources] */
+	uint32_t *counts;                   /* [max_local, n_sources] */
 	uint32_t *first;              /* [max_local, n_sources] first row in the batch's order */
 	uint32_t *expert_rows;        /* [max_local] */
 	struct m2n_segment *segments; /* [max_local * n_sources] */
 	uint32_t *next_segment; /* [max_local * n_sources] of the same source, plus 1; 0: none */
-	uint64_t *missing;            /* bitmap over sources */
-	uint32_t place;               /* exact placement: region slot of the rows */
+	uint64_t *missing;      /* bitmap over sources */
+	uint32_t place;         /* exact placement: region slot of the rows */
 };
 
 /*
@@ -145,6 +145,7 @@ struct m2n_channel {
 	struct m2n__ring recv_ring;
 	struct m2n__batch *batches; /* [depth] */
 	int recv_phase;             /* exact placement: 0 heads, 1 bodies */
+	struct m2n_iov *reply_iov;  /* messaging: gather list of this side */
 	uint8_t *made_replies;      /* messaging with sums or strides: [depth, n_sources] replies */
 	uint32_t *reduce_first;     /* reduce_at_expert: CSR over unique rows */
 	uint32_t *reduce_row;

@@ -14,14 +14,14 @@
 struct combine {
 	struct m2n_channel *ch;
 	const struct m2n_plan *plan;
-	const uint8_t *replies;  /* start of this round's replies in the region */
-	uint64_t *answered;      /* bitmap over expert ranks */
-	const uint64_t *part;    /* own rounds: who got a head; NULL: who has rows */
-	uint64_t *refused;       /* own rounds only */
+	const uint8_t *replies; /* start of this round's replies in the region */
+	uint64_t *answered;     /* bitmap over expert ranks */
+	const uint64_t *part;   /* own rounds: who got a head; NULL: who has rows */
+	uint64_t *refused;      /* own rounds only */
 	uint64_t round;
-	uint32_t slot;           /* of the reply exchange */
-	const float *weights;    /* NULL: all 1 */
-	int whole;               /* every rank with rows answered */
+	uint32_t slot;        /* of the reply exchange */
+	const float *weights; /* NULL: all 1 */
+	int whole;            /* every rank with rows answered */
 };
 
 static int expects(const struct combine *c, uint32_t j)
@@ -51,7 +51,8 @@ static void take_reply(
 
 static int settled(const struct combine *c, uint32_t j)
 {
-	return !expects(c, j) || m2n__bit(c->answered, j) || (c->refused && m2n__bit(c->refused, j));
+	return !expects(c, j) || m2n__bit(c->answered, j) ||
+	       (c->refused && m2n__bit(c->refused, j));
 }
 
 static int timed_out(const struct combine *c)
@@ -85,8 +86,8 @@ static int await(struct combine *c, int64_t timeout_ns)
 		} else if (m2n__rx_ready(ch->reply, rx, c->slot, c->round) &&
 			   m2n__rx_whole(ch->reply, rx, c->slot)) {
 			take_reply(c, rx, j++, &w);
-		} else if (!up || (ch->own_sinks &&
-					  !m2n__tx_gets(&ch->dispatch->tx[j], c->round))) {
+		} else if (!up ||
+			   (ch->own_sinks && !m2n__tx_gets(&ch->dispatch->tx[j], c->round))) {
 			j++; /* lost; or replaced by a process that never got this round */
 		} else {
 			m2n__send_granted(ch);
@@ -188,7 +189,8 @@ static void sum_tokens(const struct combine *c, const struct m2n_combine_recv_pa
 
 		if (p->out)
 			ch->ctx->kernels->wsum[ch->p.dtype]((uint8_t *)p->out + t * out_stride,
-				p->residual ? (const uint8_t *)p->residual + t * residual_stride : NULL,
+				p->residual ? (const uint8_t *)p->residual + t * residual_stride
+					    : NULL,
 				rows, weights, n, ch->n_values, stream);
 		if (p->replies)
 			copy_replies(c, t, (uint8_t *)p->replies + t * ch->p.top_k * bytes);
@@ -209,14 +211,17 @@ static int check_options(struct m2n_channel *ch, const struct m2n_combine_recv_p
 	if (p->stream)
 		return m2n__error(-ENOTSUP, "%s: stream: this build has no GPU path", ch->title);
 	if (ch->p.reduce_at_expert && (p->weights || p->unit_weights || p->replies))
-		return m2n__error(-EINVAL, "%s: with reduce_at_expert the weights are the plan's and "
-			"single replies do not travel", ch->title);
-	if (p->source >= (int)ch->p.n_sources || (ch->own_sinks && p->source >= 0 &&
-							 p->source != ch->self_source))
+		return m2n__error(-EINVAL,
+			"%s: with reduce_at_expert the weights are the plan's and "
+			"single replies do not travel",
+			ch->title);
+	if (p->source >= (int)ch->p.n_sources ||
+		(ch->own_sinks && p->source >= 0 && p->source != ch->self_source))
 		return m2n__error(-EINVAL, "%s: source %d, accepted: %s", ch->title, p->source,
 			ch->own_sinks ? "-1: this rank's own" : "an index of the list");
 	if (!ch->own_sinks && p->source < 0)
-		return m2n__error(-EINVAL, "%s: sinks are not the sources: name the source", ch->title);
+		return m2n__error(
+			-EINVAL, "%s: sinks are not the sources: name the source", ch->title);
 	return 0;
 }
 
@@ -233,8 +238,8 @@ static int check(struct m2n_channel *ch, const struct m2n_combine_recv_params *p
 	return 0;
 }
 
-static int find_own(struct m2n_channel *ch, const struct m2n_combine_recv_params *p,
-	struct combine *c)
+static int find_own(
+	struct m2n_channel *ch, const struct m2n_combine_recv_params *p, struct combine *c)
 {
 	uint64_t round = p->round == M2N_ROUND_NEXT ? ch->next_combine : p->round;
 	struct m2n__open *open;
@@ -242,8 +247,8 @@ static int find_own(struct m2n_channel *ch, const struct m2n_combine_recv_params
 	c->slot = m2n__ring_slot(&ch->combine_ring, round, ch->p.depth);
 	open = &ch->open[c->slot];
 	if (!open->busy || open->round != round)
-		return m2n__error(-EINVAL, "%s: round %lu is not in flight", ch->title,
-			(unsigned long)round);
+		return m2n__error(
+			-EINVAL, "%s: round %lu is not in flight", ch->title, (unsigned long)round);
 	if (p->plan != open->send.plan)
 		return m2n__error(-EINVAL, "%s: round %lu was sent with another plan", ch->title,
 			(unsigned long)round);
@@ -268,8 +273,8 @@ static void give_credits(struct m2n_channel *ch, const struct combine *c, uint64
 	ch->sink_owed[c->slot] = 0;
 }
 
-static int find_foreign(struct m2n_channel *ch, const struct m2n_combine_recv_params *p,
-	struct combine *c)
+static int find_foreign(
+	struct m2n_channel *ch, const struct m2n_combine_recv_params *p, struct combine *c)
 {
 	uint32_t source = (uint32_t)p->source, n_sources = (uint32_t)ch->p.n_sources;
 	uint64_t round = p->round == M2N_ROUND_NEXT ? ch->sink_round[source] : p->round;
@@ -282,8 +287,9 @@ static int find_foreign(struct m2n_channel *ch, const struct m2n_combine_recv_pa
 	if (!ch->sink_owed[c->slot])
 		return 0;
 	if (m2n__region_quarantined(ch->reply, c->slot))
-		return m2n__error(-EAGAIN, "%s: a lost rank that is still alive may write to slot %u",
-			ch->title, c->slot);
+		return m2n__error(-EAGAIN,
+			"%s: a lost rank that is still alive may write to slot %u", ch->title,
+			c->slot);
 	give_credits(ch, c, ch->sink_owed[c->slot] - 1);
 	return 0;
 }
@@ -355,7 +361,8 @@ int m2n_round_trip(struct m2n_channel *ch, const struct m2n_dispatch_send_params
 	int sent, rc;
 
 	if (!dispatch || !combine || dispatch->size != sizeof(p))
-		return m2n__error(-EINVAL, "m2n_round_trip: dispatch or combine is NULL or of another "
+		return m2n__error(-EINVAL,
+			"m2n_round_trip: dispatch or combine is NULL or of another "
 			"size: start from the INIT macros");
 	p = *dispatch;
 	p.round = &round;
@@ -379,12 +386,14 @@ int m2n_combine_backward(struct m2n_channel *ch, const struct m2n_dispatch_send_
 	size_t stride, bytes;
 
 	if (!ch || !dispatch || dispatch->size != sizeof(p) || !dispatch->plan)
-		return m2n__error(-EINVAL, "m2n_combine_backward: channel, dispatch or plan is NULL");
+		return m2n__error(
+			-EINVAL, "m2n_combine_backward: channel, dispatch or plan is NULL");
 	if (grad_weights && (!replies || !dispatch->rows))
 		return m2n__error(-EINVAL, "%s: grad_weights needs replies and rows", ch->title);
 	if (grad_weights && ch->p.row_bytes != ch->p.out_row_bytes)
-		return m2n__error(-EINVAL, "%s: backward: row_bytes %zu and out_row_bytes %zu differ",
-			ch->title, ch->p.row_bytes, ch->p.out_row_bytes);
+		return m2n__error(-EINVAL,
+			"%s: backward: row_bytes %zu and out_row_bytes %zu differ", ch->title,
+			ch->p.row_bytes, ch->p.out_row_bytes);
 	p = *dispatch;
 	plan = p.plan;
 	if (!p.row_weights)
@@ -392,9 +401,11 @@ int m2n_combine_backward(struct m2n_channel *ch, const struct m2n_dispatch_send_
 	bytes = ch->p.out_row_bytes;
 	stride = p.row_stride ? p.row_stride : bytes;
 	for (size_t pair = 0; grad_weights && pair < (size_t)plan->n_tokens * ch->p.top_k; pair++)
-		grad_weights[pair] = plan->pair_row[pair] < 0 ? 0
-			: ch->ctx->kernels->dot[ch->p.dtype](
-				  (const uint8_t *)p.rows + pair / ch->p.top_k * stride,
-				  (const uint8_t *)replies + pair * bytes, ch->n_values);
+		grad_weights[pair] =
+			plan->pair_row[pair] < 0
+				? 0
+				: ch->ctx->kernels->dot[ch->p.dtype](
+					  (const uint8_t *)p.rows + pair / ch->p.top_k * stride,
+					  (const uint8_t *)replies + pair * bytes, ch->n_values);
 	return m2n_dispatch_send(ch, &p);
 }

@@ -116,8 +116,8 @@ static size_t gather_rows(const struct reply *r, uint32_t source, struct m2n_iov
 	for (uint32_t i = b->shares[source].segment; i; i = b->next_segment[i - 1]) {
 		const struct m2n_segment *s = &b->segments[i - 1];
 
-		iov[n++] = (struct m2n_iov){
-			r->rows + s->first_row * r->stride, s->n_rows * r->stride};
+		iov[n++] =
+			(struct m2n_iov){r->rows + s->first_row * r->stride, s->n_rows * r->stride};
 	}
 	return n;
 }
@@ -135,8 +135,8 @@ static int put_rows(const struct reply *r, struct m2n__tx *tx, uint32_t source, 
 	if (!bytes)
 		return 0;
 	if (!ch->p.reduce_at_expert && r->stride == ch->p.out_row_bytes)
-		return m2n__tx_put_region(ch->reply, tx, slot, place, ch->iov,
-			gather_rows(r, source, ch->iov), n_puts);
+		return m2n__tx_put_region(ch->reply, tx, slot, place, ch->reply_iov,
+			gather_rows(r, source, ch->reply_iov), n_puts);
 	made = m2n__replies_staging(ch, r->round_slot, source);
 	if (!made)
 		return m2n__error(-ENOMEM, "%s: no memory to stage replies", ch->title);
@@ -195,15 +195,15 @@ static int wants_reply(const struct m2n_channel *ch, const struct m2n__share *sh
 	return ch->own_sinks || share->n_rows;
 }
 
-static struct m2n__tx *sink_of(const struct m2n_channel *ch, const struct m2n__batch *b,
-	uint32_t source)
+static struct m2n__tx *sink_of(
+	const struct m2n_channel *ch, const struct m2n__batch *b, uint32_t source)
 {
 	return &ch->reply->tx[ch->own_sinks ? source : b->shares[source].sink];
 }
 
 /* Sinks that are not the sources must have given their slots back. */
-static int wait_credits(struct m2n_channel *ch, struct m2n__batch *b, uint32_t round_slot,
-	int64_t timeout_ns)
+static int wait_credits(
+	struct m2n_channel *ch, struct m2n__batch *b, uint32_t round_slot, int64_t timeout_ns)
 {
 	struct m2n__wait w;
 	uint32_t i = 0;
@@ -220,10 +220,11 @@ static int wait_credits(struct m2n_channel *ch, struct m2n__batch *b, uint32_t r
 			rc = m2n__wait_step(&w);
 	}
 	m2n__wait_end(&w);
-	return rc == -ETIMEDOUT ? m2n__error(rc, "%s: round %lu: rank %d has not taken earlier replies",
-					 ch->title, (unsigned long)b->pub.round,
-					 sink_of(ch, b, i)->peer->rank)
-				: rc;
+	return rc == -ETIMEDOUT
+		       ? m2n__error(rc, "%s: round %lu: rank %d has not taken earlier replies",
+				 ch->title, (unsigned long)b->pub.round,
+				 sink_of(ch, b, i)->peer->rank)
+		       : rc;
 }
 
 static int reply_all(const struct reply *r)
@@ -238,8 +239,8 @@ static int reply_all(const struct reply *r)
 		if (!wants_reply(ch, &r->b->shares[i]))
 			continue;
 		if (!m2n__tx_up(tx))
-			rc = m2n__error(M2N_PARTIAL, "%s: round %lu: rank %d is lost: %s", ch->title,
-				(unsigned long)r->b->pub.round, tx->peer->rank,
+			rc = m2n__error(M2N_PARTIAL, "%s: round %lu: rank %d is lost: %s",
+				ch->title, (unsigned long)r->b->pub.round, tx->peer->rank,
 				m2n__peer_reason(tx->peer));
 		else if (send_reply(r, i, tx))
 			rc = M2N_PARTIAL;
@@ -248,17 +249,19 @@ static int reply_all(const struct reply *r)
 	if (ch->own_sinks)
 		return rc;
 	m2n__exchange_enter(ch->dispatch, M2N__WRITER_RX);
-	for (uint32_t i = 0; i < ch->p.n_sources; i++) /* the dispatch slots go back by themselves */
-		if (r->b->shares[i].state == SHARE_PRESENT || r->b->shares[i].state == SHARE_REFUSED)
-			m2n__rx_credit(ch->dispatch, &ch->dispatch->rx[i], r->round_slot,
-				r->b->pub.round);
+	for (uint32_t i = 0; i < ch->p.n_sources;
+		i++) /* the dispatch slots go back by themselves */
+		if (r->b->shares[i].state == SHARE_PRESENT ||
+			r->b->shares[i].state == SHARE_REFUSED)
+			m2n__rx_credit(
+				ch->dispatch, &ch->dispatch->rx[i], r->round_slot, r->b->pub.round);
 	m2n__exchange_exit(ch->dispatch, M2N__WRITER_RX);
 	return rc;
 }
 
 /* The last one received comes first: most often it is answered at once. */
-static struct m2n__batch *find_batch(const struct m2n_channel *ch, const struct m2n_batch *pub,
-	uint32_t *slot)
+static struct m2n__batch *find_batch(
+	const struct m2n_channel *ch, const struct m2n_batch *pub, uint32_t *slot)
 {
 	uint32_t i = ch->recv_ring.slot;
 
@@ -286,22 +289,24 @@ int m2n_combine_send(struct m2n_channel *ch, const struct m2n_combine_send_param
 	if (!p)
 		return -EINVAL;
 	if (!ch || ch->self_expert < 0 || !p->batch)
-		return m2n__error(-EINVAL, "m2n_combine_send: %s", ch && ch->self_expert >= 0
-			? "batch is NULL" : "not an expert rank of a channel");
+		return m2n__error(-EINVAL, "m2n_combine_send: %s",
+			ch && ch->self_expert >= 0 ? "batch is NULL"
+						   : "not an expert rank of a channel");
 	b = find_batch(ch, p->batch, &slot);
 	if (!b || !b->held || !b->pub.segments)
 		return m2n__error(-EINVAL, "%s: combine_send: the batch is not held", ch->title);
 	if (b->pub.n_rows && !p->rows)
 		return m2n__error(-EINVAL, "%s: combine_send: rows is NULL", ch->title);
 	if (p->row_stride && p->row_stride < ch->p.out_row_bytes)
-		return m2n__error(-EINVAL, "%s: combine_send: row_stride %zu, at least %zu", ch->title,
-			p->row_stride, ch->p.out_row_bytes);
+		return m2n__error(-EINVAL, "%s: combine_send: row_stride %zu, at least %zu",
+			ch->title, p->row_stride, ch->p.out_row_bytes);
 	if (p->stream)
 		return m2n__error(-ENOTSUP, "%s: stream: this build has no GPU path", ch->title);
 	rc = ch->own_sinks ? 0 : wait_credits(ch, b, slot, p->timeout_ns);
 	if (rc)
 		return rc;
-	r = (struct reply){ch, b, p->rows, p->row_stride ? p->row_stride : ch->p.out_row_bytes, slot};
+	r = (struct reply){
+		ch, b, p->rows, p->row_stride ? p->row_stride : ch->p.out_row_bytes, slot};
 	rc = reply_all(&r);
 	b->held = 0;
 	b->pub.segments = NULL;

@@ -18,11 +18,12 @@ static struct m2n__rx *rx_of(const struct m2n_channel *ch, uint32_t source)
 	return &ch->dispatch->rx[source];
 }
 
-static int protocol(const struct m2n_channel *ch, uint32_t source, uint64_t round,
-	const char *what, uint64_t value, uint64_t limit)
+static int protocol(const struct m2n_channel *ch, uint32_t source, uint64_t round, const char *what,
+	uint64_t value, uint64_t limit)
 {
-	return m2n__error(M2N_ERR_PROTOCOL, "%s: round %lu: rank %d sent %s %lu, at most %lu allowed",
-		ch->title, (unsigned long)round, ch->p.sources[source], what, (unsigned long)value,
+	return m2n__error(M2N_ERR_PROTOCOL,
+		"%s: round %lu: rank %d sent %s %lu, at most %lu allowed", ch->title,
+		(unsigned long)round, ch->p.sources[source], what, (unsigned long)value,
 		(unsigned long)limit);
 }
 
@@ -33,9 +34,10 @@ static int check_head(struct m2n_channel *ch, struct m2n__batch *b, uint32_t sou
 	uint64_t pairs = (uint64_t)ch->p.max_tokens * ch->p.top_k;
 	uint64_t most = ch->slot_rows ? ch->slot_rows : pairs;
 	uint64_t n_reply = ch->p.reduce_at_expert ? head->n_sent : head->n_rows;
-	uint64_t room = ch->reply->spec.region_bytes *
-			(ch->own_sinks ? ch->reply->spec.n_region_slots + ch->reply->spec.n_spare_slots
-				       : 1);
+	uint64_t room =
+		ch->reply->spec.region_bytes *
+		(ch->own_sinks ? ch->reply->spec.n_region_slots + ch->reply->spec.n_spare_slots
+			       : 1);
 
 	if (head->map_digest != map->digest)
 		return m2n__error(M2N_ERR_MAP,
@@ -59,8 +61,8 @@ static int check_head(struct m2n_channel *ch, struct m2n__batch *b, uint32_t sou
 }
 
 /* Counts are copied before they are checked: the peer could still change the slot. */
-static int take_counts(struct m2n_channel *ch, struct m2n__batch *b, uint32_t source,
-	const uint8_t *payload)
+static int take_counts(
+	struct m2n_channel *ch, struct m2n__batch *b, uint32_t source, const uint8_t *payload)
 {
 	const uint32_t *from = (const uint32_t *)payload, *end = from + b->n_local;
 	uint32_t *to = b->counts + source;
@@ -74,13 +76,13 @@ static int take_counts(struct m2n_channel *ch, struct m2n__batch *b, uint32_t so
 		sum += n;
 	}
 	return sum == b->shares[source].n_rows
-		? 0
-		: protocol(ch, source, b->pub.round, "counts that add up to", sum,
-			  b->shares[source].n_rows);
+		       ? 0
+		       : protocol(ch, source, b->pub.round, "counts that add up to", sum,
+				 b->shares[source].n_rows);
 }
 
-static int check_index(struct m2n_channel *ch, struct m2n__batch *b, uint32_t source,
-	const uint32_t *index)
+static int check_index(
+	struct m2n_channel *ch, struct m2n__batch *b, uint32_t source, const uint32_t *index)
 {
 	const struct m2n__share *share = &b->shares[source];
 
@@ -181,7 +183,8 @@ static int timed_out(struct m2n_channel *ch, struct m2n__batch *b, int rc)
 		return rc;
 	for (uint32_t i = 0; i < ch->p.n_sources && at < sizeof(ranks); i++)
 		if (b->shares[i].state == SHARE_AWAITED || b->shares[i].state == SHARE_HEAD)
-			at += (size_t)snprintf(ranks + at, sizeof(ranks) - at, " %d", ch->p.sources[i]);
+			at += (size_t)snprintf(
+				ranks + at, sizeof(ranks) - at, " %d", ch->p.sources[i]);
 	return m2n__error(rc, "%s: round %lu: nothing came from ranks%s", ch->title,
 		(unsigned long)b->pub.round, ranks);
 }
@@ -307,9 +310,11 @@ static void point_into_region(struct m2n_channel *ch, struct m2n__batch *b)
 	for (uint32_t i = 0; i < ch->p.n_sources; i++) {
 		struct m2n__share *share = &b->shares[i];
 
-		share->rows = base + scales + (ch->p.dedup ? share->region_row : 0) * ch->p.row_bytes;
-		share->scales = ch->p.scale_bytes
-			? base + (ch->p.dedup ? share->region_row : 0) * ch->p.scale_bytes : NULL;
+		share->rows =
+			base + scales + (ch->p.dedup ? share->region_row : 0) * ch->p.row_bytes;
+		share->scales = ch->p.scale_bytes ? base + (ch->p.dedup ? share->region_row : 0) *
+								    ch->p.scale_bytes
+						  : NULL;
 	}
 	/* rows of a source that died in between leave a hole: then there is no one block */
 	if (!ch->p.dedup) {
@@ -374,8 +379,8 @@ static void lay_out(struct m2n_channel *ch, struct m2n__batch *b, const struct m
 }
 
 /* A source that is not there has no rows, whatever its counts said. Returns what the call does. */
-static int note_absent(struct m2n_channel *ch, struct m2n__batch *b, uint32_t source,
-	const uint64_t *mask, int rc)
+static int note_absent(
+	struct m2n_channel *ch, struct m2n__batch *b, uint32_t source, const uint64_t *mask, int rc)
 {
 	int state = b->shares[source].state, rank = ch->p.sources[source];
 	unsigned long round = b->pub.round;
@@ -456,8 +461,9 @@ int m2n_dispatch_recv(struct m2n_channel *ch, const struct m2n_dispatch_recv_par
 	if (!p)
 		return -EINVAL;
 	if (!ch || !batch || ch->self_expert < 0)
-		return m2n__error(-EINVAL, "m2n_dispatch_recv: %s", ch && batch
-			? "this rank is not an expert rank of the channel" : "channel or batch is NULL");
+		return m2n__error(-EINVAL, "m2n_dispatch_recv: %s",
+			ch && batch ? "this rank is not an expert rank of the channel"
+				    : "channel or batch is NULL");
 	if (p->stream)
 		return m2n__error(-ENOTSUP, "%s: stream: this build has no GPU path", ch->title);
 	round = atomic_load_explicit(&ch->next_recv, memory_order_relaxed);
@@ -465,8 +471,8 @@ int m2n_dispatch_recv(struct m2n_channel *ch, const struct m2n_dispatch_recv_par
 	b = &ch->batches[slot];
 	map = m2n__channel_map(ch, round);
 	if (b->held && b->pub.segments)
-		return m2n__error(-EBUSY, "%s: round %lu: the batch of round %lu is still held", ch->title,
-			(unsigned long)round, (unsigned long)b->pub.round);
+		return m2n__error(-EBUSY, "%s: round %lu: the batch of round %lu is still held",
+			ch->title, (unsigned long)round, (unsigned long)b->pub.round);
 	if (!b->held)
 		start(ch, b, round, p->mask, map);
 	rc = receive(ch, b, slot, map, p->timeout_ns);

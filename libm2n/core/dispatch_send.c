@@ -22,8 +22,9 @@ static int check_options(struct m2n_channel *ch, const struct m2n_dispatch_send_
 		return m2n__error(-EINVAL, "%s: row_weights do not go with %s", ch->title,
 			ch->p.cast ? "a cast" : "dedup");
 	if (p->row_weights && ch->p.row_bytes % m2n__dtype_bytes(ch->p.dtype))
-		return m2n__error(-EINVAL, "%s: row_weights: row_bytes %zu is no multiple of the dtype",
-			ch->title, ch->p.row_bytes);
+		return m2n__error(-EINVAL,
+			"%s: row_weights: row_bytes %zu is no multiple of the dtype", ch->title,
+			ch->p.row_bytes);
 	if (p->plan->n_rows && ch->p.scale_bytes && !ch->p.cast && !p->scales)
 		return m2n__error(-EINVAL, "%s: the channel has scale_bytes %zu, scales is NULL",
 			ch->title, ch->p.scale_bytes);
@@ -35,8 +36,8 @@ static int check_options(struct m2n_channel *ch, const struct m2n_dispatch_send_
 			p->scale_stride, ch->p.scale_bytes);
 	if (p->stream)
 		return m2n__error(-ENOTSUP, "%s: stream: this build has no GPU path", ch->title);
-	if (p->sink >= (int)ch->p.n_sinks || (ch->own_sinks && p->sink >= 0 &&
-						     p->sink != ch->self_source))
+	if (p->sink >= (int)ch->p.n_sinks ||
+		(ch->own_sinks && p->sink >= 0 && p->sink != ch->self_source))
 		return m2n__error(-EINVAL, "%s: sink %d, accepted: %s", ch->title, p->sink,
 			ch->own_sinks ? "-1: the sinks are the sources" : "an index of the list");
 	if (!ch->own_sinks && p->sink < 0 && (size_t)ch->self_source >= ch->p.n_sinks)
@@ -50,8 +51,8 @@ static int check(struct m2n_channel *ch, const struct m2n_dispatch_send_params *
 	const struct m2n_plan *plan = p->plan;
 
 	if (ch->self_source < 0)
-		return m2n__error(-EINVAL, "%s: rank %d is not a source", ch->title,
-			ch->group->rank);
+		return m2n__error(
+			-EINVAL, "%s: rank %d is not a source", ch->title, ch->group->rank);
 	if (!plan || (plan->n_rows && !p->rows))
 		return m2n__error(-EINVAL, "%s: dispatch_send: %s is NULL", ch->title,
 			plan ? "rows" : "plan");
@@ -69,16 +70,16 @@ static inline void clear_word(struct m2n__open *open, uint32_t w)
 	open->part[w] = open->answered[w] = open->refused[w] = open->ungranted[w] = 0;
 }
 
-static int note_unsent(struct m2n_channel *ch, const struct m2n_plan *plan, uint32_t j,
-	uint64_t round)
+static int note_unsent(
+	struct m2n_channel *ch, const struct m2n_plan *plan, uint32_t j, uint64_t round)
 {
 	const struct m2n__peer *peer = ch->dispatch->tx[j].peer;
 	uint32_t n = plan->rank_first[j + 1] - plan->rank_first[j];
 
 	if (!n)
 		return 0;
-	return m2n__error(M2N_PARTIAL, "%s: round %lu: %u rows for rank %d go nowhere: %s", ch->title,
-		(unsigned long)round, n, peer->rank,
+	return m2n__error(M2N_PARTIAL, "%s: round %lu: %u rows for rank %d go nowhere: %s",
+		ch->title, (unsigned long)round, n, peer->rank,
 		peer->reason[0] ? peer->reason : "it is masked or not linked");
 }
 
@@ -121,12 +122,13 @@ static int wait_credits(struct m2n_channel *ch, struct m2n__open *open, uint32_t
 	}
 	m2n__wait_end(&w);
 	if (w.start_ns && j)
-		m2n__tally_add(&ch->dispatch->tx[j - 1].tally.wait_ns,
-			(uint64_t)m2n__waited_ns(&w));
-	return rc == -ETIMEDOUT ? m2n__error(rc, "%s: round %lu: rank %d has not given slot %u back",
-					 ch->title, (unsigned long)round,
-					 ch->dispatch->tx[j].peer->rank, slot)
-				: rc;
+		m2n__tally_add(
+			&ch->dispatch->tx[j - 1].tally.wait_ns, (uint64_t)m2n__waited_ns(&w));
+	return rc == -ETIMEDOUT
+		       ? m2n__error(rc, "%s: round %lu: rank %d has not given slot %u back",
+				 ch->title, (unsigned long)round, ch->dispatch->tx[j].peer->rank,
+				 slot)
+		       : rc;
 }
 
 static inline void fill_head(struct m2n_channel *ch, const struct m2n__open *open, uint32_t j,
@@ -166,8 +168,8 @@ static inline void fill_meta(struct m2n_channel *ch, const struct m2n_plan *plan
 		*weights++ = plan->weight[plan->row_pair[r]];
 }
 
-static void prepare_mapped(struct m2n_channel *ch, const struct m2n__open *open, uint32_t j,
-	uint32_t slot)
+static void prepare_mapped(
+	struct m2n_channel *ch, const struct m2n__open *open, uint32_t j, uint32_t slot)
 {
 	struct m2n__tx *tx = &ch->dispatch->tx[j];
 	struct m2n__slot_head *head = m2n__tx_head(ch->dispatch, tx, slot);
@@ -191,8 +193,8 @@ static void count_round(struct m2n_channel *ch, const struct m2n_plan *plan, uin
 }
 
 /* One peer by messages: head, meta and, with slot placement, rows in one gather list. */
-static int send_messages(struct m2n_channel *ch, const struct m2n__open *open, uint32_t j,
-	uint32_t slot)
+static int send_messages(
+	struct m2n_channel *ch, const struct m2n__open *open, uint32_t j, uint32_t slot)
 {
 	const struct m2n_plan *plan = open->send.plan;
 	struct m2n__tx *tx = &ch->dispatch->tx[j];
@@ -233,7 +235,8 @@ static void send_all(struct m2n_channel *ch, struct m2n__open *open, uint32_t sl
 		if (tx->slots)
 			m2n__tx_signal(x, tx, slot, open->round);
 		else if (send_messages(ch, open, j, slot))
-			m2n__bit_clear(open->part, j); /* the link is broken: it will show as lost */
+			m2n__bit_clear(
+				open->part, j); /* the link is broken: it will show as lost */
 		count_round(ch, plan, j);
 	}
 	for (uint32_t j = 0; j < x->n_tx; j++)
@@ -295,16 +298,18 @@ int m2n_dispatch_send(struct m2n_channel *ch, const struct m2n_dispatch_send_par
 		return rc;
 	round = atomic_load_explicit(&ch->next_send, memory_order_relaxed);
 	if (p->plan->map->digest != m2n__channel_map(ch, round)->digest)
-		return m2n__error(M2N_ERR_MAP, "%s: round %lu: the plan was routed with another map",
-			ch->title, (unsigned long)round);
+		return m2n__error(M2N_ERR_MAP,
+			"%s: round %lu: the plan was routed with another map", ch->title,
+			(unsigned long)round);
 	slot = m2n__ring_slot(&ch->send_ring, round, ch->p.depth);
 	open = &ch->open[slot];
 	if (open->n_ungranted)
 		m2n__send_granted(ch);
 	if (open->busy || open->n_ungranted)
-		return m2n__error(-EAGAIN, "%s: round %lu still uses the slot of round %lu: call "
-			"combine_recv for that one first", ch->title, (unsigned long)round,
-			(unsigned long)open->round);
+		return m2n__error(-EAGAIN,
+			"%s: round %lu still uses the slot of round %lu: call "
+			"combine_recv for that one first",
+			ch->title, (unsigned long)round, (unsigned long)open->round);
 	/* Links that come up from here on start with the next round. */
 	atomic_store_explicit(&ch->next_send, round + 1, memory_order_seq_cst);
 	while (atomic_load_explicit(&ch->dispatch->linking, memory_order_seq_cst))
@@ -352,8 +357,10 @@ int m2n_send_wait(struct m2n_channel *ch, uint64_t round, int64_t timeout_ns)
 	m2n__wait_end(&w);
 	if (rc)
 		return rc == -EAGAIN ? rc
-				     : m2n__error(rc, "%s: expert ranks have not granted room for "
-					"rounds up to %lu", ch->title, (unsigned long)round);
+				     : m2n__error(rc,
+					       "%s: expert ranks have not granted room for "
+					       "rounds up to %lu",
+					       ch->title, (unsigned long)round);
 	for (uint32_t j = 0; j < ch->dispatch->n_tx && !rc; j++) {
 		rc = m2n__tx_flush(ch->dispatch, &ch->dispatch->tx[j], timeout_ns);
 		if (rc == M2N_ERR_PEER_LOST) {

@@ -24,7 +24,8 @@ static struct row make_row(struct m2n_channel *ch, const struct m2n__open *open,
 	struct row row = {src, NULL};
 
 	if (ch->p.cast) {
-		kernels->cast_fp8(room, (float *)scale_room, (const uint16_t *)src, ch->p.row_bytes);
+		kernels->cast_fp8(
+			room, (float *)scale_room, (const uint16_t *)src, ch->p.row_bytes);
 		return (struct row){room, scale_room};
 	}
 	if (ch->p.scale_bytes)
@@ -59,8 +60,8 @@ void m2n__rows_store_range(struct m2n_channel *ch, const struct m2n__open *open,
 
 	for (uint32_t u = first; u < end; u++) {
 		uint32_t pair = ch->p.dedup ? 0 : plan->row_pair[u];
-		struct row row = get_row(ch, open, plan->unique_token[u], pair, ch->scratch,
-			ch->scratch_scales);
+		struct row row = get_row(
+			ch, open, plan->unique_token[u], pair, ch->scratch, ch->scratch_scales);
 
 		m2n__move(ch, stream, rows, row.bytes, ch->p.row_bytes);
 		rows += ch->p.row_bytes;
@@ -172,13 +173,17 @@ size_t m2n__rows_gather(struct m2n_channel *ch, const struct m2n__open *open, ui
 		m2n__tally_add(&tx->tally.staged_bytes, row_bytes + scale_bytes);
 	}
 	for (uint32_t u = first; scale_bytes && u < end; u++)
-		n = add_piece(iov, n, base, made ? scales + u * scale_bytes
-			: get_row(ch, open, plan->unique_token[u], 0, NULL, NULL).scales, scale_bytes);
+		n = add_piece(iov, n, base,
+			made ? scales + u * scale_bytes
+			     : get_row(ch, open, plan->unique_token[u], 0, NULL, NULL).scales,
+			scale_bytes);
 	if (used < scale_room)
 		iov[n++] = (struct m2n_iov){zeros, scale_room - used};
 	base = n; /* rows may go to another place than scales */
 	for (uint32_t u = first; u < end; u++)
-		n = add_piece(iov, n, base, made ? rows + u * row_bytes
-			: get_row(ch, open, plan->unique_token[u], 0, NULL, NULL).bytes, row_bytes);
+		n = add_piece(iov, n, base,
+			made ? rows + u * row_bytes
+			     : get_row(ch, open, plan->unique_token[u], 0, NULL, NULL).bytes,
+			row_bytes);
 	return n;
 }

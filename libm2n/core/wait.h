@@ -18,7 +18,7 @@
 struct m2n__wait {
 	struct m2n_ctx *ctx;
 	int64_t timeout_ns; /* below 0: the context's */
-	int64_t start_ns; /* 0: not read yet */
+	int64_t start_ns;   /* 0: not read yet */
 	uint64_t n_steps;
 	int dozing;
 	/* from the first step on */
