@@ -309,10 +309,9 @@ void m2n__channel_specs(struct m2n_channel *ch, struct m2n__exchange_spec *dispa
 	m2n__layout(ch, ch->max_local, n_rows, ch->slot_rows, &l);
 	dispatch->slot_bytes = l.end;
 	dispatch->stage_bytes = l.scales;
-	dispatch->region_bytes =
-		p->placement == M2N_PLACEMENT_EXACT
-			? m2n__lines(ch->region_rows * p->scale_bytes) + ch->region_rows * p->row_bytes
-			: 0;
+	if (p->placement == M2N_PLACEMENT_EXACT)
+		dispatch->region_bytes = m2n__lines(ch->region_rows * p->scale_bytes) +
+					 ch->region_rows * p->row_bytes;
 	dispatch->n_region_slots = dispatch->region_bytes ? p->depth : 0;
 	dispatch->n_spare_slots = dispatch->n_region_slots;
 	dispatch->explicit_credits = !ch->own_sinks;

@@ -162,7 +162,7 @@ size_t m2n__rows_gather(struct m2n_channel *ch, const struct m2n__open *open, ui
 
 	(void)j;
 	if (made && !room)
-		return n; /* out of memory: the head says rows that do not come, the peer times out */
+		return n; /* no memory: the head says rows that do not come, the peer times out */
 	for (uint32_t u = first; made && u < end; u++) {
 		uint32_t pair = ch->p.dedup ? 0 : plan->row_pair[u];
 		uint8_t *row_at = rows + u * row_bytes, *scale_at = scales + u * scale_bytes;
