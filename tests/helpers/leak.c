@@ -17,6 +17,18 @@
 
 #include "helpers/ranks.h"
 
+/* GCC has a macro, Clang a feature. */
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define THREAD_SANITIZER 1
+#endif
+#elif defined(__SANITIZE_THREAD__)
+#define THREAD_SANITIZER 1
+#endif
+#ifndef THREAD_SANITIZER
+#define THREAD_SANITIZER 0
+#endif
+
 #define GUARD_BYTES 64
 #define GUARD_BYTE 0xa5
 #define FILL_BYTE 0xdb
@@ -107,7 +119,7 @@ void leak_check(const struct leak_state *before)
 			after.n_shared_maps - before->n_shared_maps, text);
 	}
 	/* ThreadSanitizer starts one of its own. */
-#if !defined(__SANITIZE_THREAD__)
+#if !THREAD_SANITIZER
 	if (after.n_threads > before->n_threads)
 		rank_fail(__FILE__, __LINE__, "%d threads are left",
 			after.n_threads - before->n_threads);
