@@ -47,7 +47,7 @@ struct m2n__open {
 	uint64_t *answered;
 	uint64_t *refused;   /* expert ranks that had no room (exact placement, drop) */
 	uint64_t *ungranted; /* exact placement: rows not sent yet */
-	uint32_t n_ungranted;
+	atomic_uint n_ungranted;   /* written under m2n__grants_lock() */
 	struct m2n_dispatch_send_params send; /* for those rows; pointers are the caller's */
 };
 

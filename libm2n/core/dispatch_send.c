@@ -276,7 +276,6 @@ static int begin(struct m2n_channel *ch, const struct m2n_dispatch_send_params *
 		open->send.row_stride = ch->p.row_bytes * (ch->p.cast ? 2 : 1);
 	if (!p->scale_stride)
 		open->send.scale_stride = ch->p.scale_bytes;
-	open->n_ungranted = 0;
 	return rc;
 }
 
