@@ -1,0 +1,274 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""The formulas of docs/scale.md, and its tables made from them.
+
+  scale_table.py            prints the tables
+  scale_table.py --write    puts them into docs/scale.md
+  scale_table.py --check    exits 1 when docs/scale.md has others
+
+tests/scale/ compares every formula here with the library: with m2n_channel_query_memory() at many
+shapes, and with what forked ranks really hold at small ones.
+"""
+import os
+import sys
+from dataclasses import dataclass
+
+PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'scale.md')
+HEAD = 64
+# Bytes from malloc: of a joined process, of a channel's links, of each connected peer.
+JOIN_HEAP, LINKS_HEAP, PEER_HEAP = 9000, 5200, 12600
+# A joined process's pages: its doorbell.
+JOIN_PAGES = 4096
+
+
+def up(n, unit):
+    """n rounded up to a multiple of unit."""
+    return -(-n // unit) * unit
+
+
+@dataclass
+class Shape:
+    """A channel as m2n_channel_params has it; `sinks` 0: the sinks are the sources."""
+    m: int
+    n: int
+    tokens: int = 16
+    row: int = 1024
+    top_k: int = 2
+    experts: int = 4
+    scale: int = 0
+    out: int = 0
+    capacity: int = 0
+    depth: int = 3
+    sinks: int = 0
+    exact: bool = False
+    dedup: bool = False
+    reduce: bool = False
+
+    def pairs(self):
+        """Rows of a source and round at most."""
+        return self.tokens * self.top_k
+
+    def max_local(self):
+        """Local experts of a rank that there is room for."""
+        mean = -(-self.experts // self.n)
+        return min(self.experts, 2 * mean + 2)
+
+    def any_rows(self):
+        """Travelling rows from a source to one expert rank, whatever the routing."""
+        return self.tokens if self.dedup else self.pairs()
+
+    def slot_rows(self):
+        """Travelling rows that a dispatch slot holds."""
+        return 0 if self.exact else min(self.capacity or self.any_rows(), self.any_rows())
+
+    def meta_bytes(self):
+        """Counts, index and weights of a dispatch slot."""
+        n_rows = self.pairs() if self.dedup or self.exact else self.slot_rows()
+        per_row = up(4 * n_rows, 64)
+        return up(4 * self.max_local(), 64) + (self.dedup + self.reduce) * per_row
+
+    def slot_bytes(self):
+        """From one dispatch slot to the next."""
+        rows = up(self.slot_rows() * self.scale, 64) + self.slot_rows() * self.row
+        return up(HEAD + self.meta_bytes() + rows, 128)
+
+    def region_rows(self):
+        """Exact placement: rows of a region slot."""
+        rows = self.any_rows() * self.m
+        return min(self.capacity or rows, rows)
+
+    def dispatch_bytes(self):
+        """Of an expert rank."""
+        area = self.m * up(self.depth * self.slot_bytes(), 4096)
+        if not self.exact:
+            return area
+        rows = self.region_rows()
+        return area + self.depth * (up(rows * self.scale, 64) + rows * self.row)
+
+    def reply_slots(self):
+        """Slots of an expert rank at a sink; as many region slots has the sink."""
+        return self.depth * (self.m if self.sinks else 1)
+
+    def reply_bytes(self):
+        """Of a sink."""
+        rows = self.pairs()
+        if self.reduce and self.n < self.top_k:
+            rows = self.tokens * self.n
+        region = up(rows * (self.out or self.row), 64)
+        return self.n * up(self.reply_slots() * 128, 4096) + self.reply_slots() * region
+
+    def grant_bytes(self):
+        """Of a source, with exact placement."""
+        slot = up(HEAD + 4 * self.max_local(), 128)
+        return self.n * up(self.depth * slot, 4096) if self.exact else 0
+
+    def credit_bytes(self, role):
+        """Credit words, where the sinks are not the sources."""
+        if not self.sinks or role == 'sink':
+            return 0
+        if role == 'source':
+            return self.n * self.depth * 64
+        return self.sinks * self.reply_slots() * (64 if self.reply_slots() <= 64 else 8)
+
+    def state_bytes(self, role):
+        """Tables of rounds in flight, from malloc."""
+        words_n, words_m = -(-self.n // 64), -(-self.m // 64)
+        cells = self.max_local() * self.m
+        if role == 'source':
+            return (self.depth * (152 + 32 * words_n) + 16 * self.n + self.row + self.scale + 256
+                    + 32 * self.pairs())
+        if role == 'sink':
+            return 8 * self.m + self.m * self.depth * 8 * (words_n + 1)
+        each = 144 + 80 * self.m + 60 * cells + 4 * self.max_local() + 8 * words_m
+        reduce = 8 * self.pairs() + 12 if self.reduce else 0
+        return self.depth * each + reduce + 16 * (self.max_local() + 8)
+
+    def peers(self, role, classic=False):
+        """Ranks that one in this role has a connection with."""
+        if classic:
+            return max(self.m, self.n) - 1
+        if role == 'expert':
+            return self.m + self.sinks
+        return self.n
+
+    def roles(self, role, classic=False):
+        """All roles of a rank that is here for `role`."""
+        if classic:
+            return ('source', 'expert')
+        return (role,)
+
+    def pages(self, role, classic=False):
+        """Bytes of pages that the channel takes, shared with peers."""
+        roles = self.roles(role, classic)
+        total = 0
+        if 'expert' in roles:
+            total += self.dispatch_bytes()
+        if 'source' in roles:
+            total += self.grant_bytes()
+        if 'sink' in roles or ('source' in roles and not self.sinks):
+            total += self.reply_bytes()
+        return total + sum(up(self.credit_bytes(r), 4096) for r in roles)
+
+    def staging_bytes(self, role):
+        """Pages that messaging peers take on top; nothing for mapped ones."""
+        sinks = self.sinks or self.m
+        heads = self.depth * HEAD
+        if role == 'source':
+            return self.n * up(heads + self.depth * self.meta_bytes(), 4096)
+        if role == 'sink':
+            return self.n * up(self.reply_slots() * 8, 4096) if self.sinks else 0
+        total = sinks * up(self.reply_slots() * HEAD, 4096)
+        total += self.m * up(self.depth * 8, 4096) if self.sinks else 0
+        grants = up(heads + self.depth * up(4 * self.max_local(), 64), 4096)
+        return total + (self.m * grants if self.exact else 0)
+
+    def control_bytes(self, role, classic=False):
+        """control_bytes of m2n_channel_query_memory()."""
+        roles = self.roles(role, classic)
+        total = 704 + sum(self.state_bytes(r) + self.credit_bytes(r) for r in roles)
+        return total + (self.grant_bytes() if 'source' in roles else 0)
+
+    def heap(self, role, classic=False):
+        """Bytes from malloc that come with the channel and its connections."""
+        roles = self.roles(role, classic)
+        state = 704 + sum(self.state_bytes(r) for r in roles)
+        return state + LINKS_HEAP + PEER_HEAP * self.peers(role, classic)
+
+    def total(self, role, classic=False):
+        """All that a process takes for context, group and channel."""
+        return (JOIN_HEAP + JOIN_PAGES + self.pages(role, classic) + self.heap(role, classic))
+
+    def connections(self):
+        """In the whole job, roles apart."""
+        return self.m * self.n + self.sinks * self.n
+
+    def signals(self, role, classic=False):
+        """Words of the signal table, with a messaging backend."""
+        roles = self.roles(role, classic)
+        words = 0
+        if 'expert' in roles:
+            words += 2 * self.depth * self.m
+        if 'source' in roles:
+            words += 2 * self.depth * self.n if self.exact else 0
+        if 'sink' in roles or ('source' in roles and not self.sinks):
+            words += 2 * self.reply_slots() * self.n
+        return words
+
+
+JOBS = ((2, 6), (8, 56), (128, 384), (256, 768), (2500, 7500), (40000, 60000))
+
+
+def job(m, n, **more):
+    """The tables' shape: 128 tokens of 14,336 bytes, top-8, 256 experts or one a rank."""
+    return Shape(m, n, tokens=128, row=14336, top_k=8, experts=max(256, n), **more)
+
+
+def size(n):
+    """Bytes for readers."""
+    for unit in ('KiB', 'MiB', 'GiB', 'TiB'):
+        n /= 1024
+        if n < 1024:
+            break
+    return f'{n:.0f} {unit}' if n >= 100 else f'{n:.1f} {unit}'
+
+
+def memory_table():
+    """Per rank, by role and placement."""
+    yield '| ranks | M x N | source | expert, any routing | expert, capacity | expert, `exact` |'
+    yield '|---|---|---|---|---|---|'
+    for m, n in JOBS:
+        mean = -(-128 * 8 // n)
+        shapes = (job(m, n), job(m, n, capacity=max(16, 4 * mean)),
+                  job(m, n, exact=True, capacity=2 * max(m * 128 * 8 // n, 1)))
+        cells = [f'{m + n:,}', f'{m:,} x {n:,}', size(shapes[0].total('source'))]
+        cells += [size(shape.total('expert')) for shape in shapes]
+        yield '| ' + ' | '.join(cells) + ' |'
+
+
+def link_table():
+    """Connections, descriptors, signal words and requests to the store."""
+    yield ('| ranks | M x N | connections | sockets, source | sockets, expert | signal words, '
+           'source | signal words, expert | store requests | by the busiest rank |')
+    yield '|---|---|---|---|---|---|---|---|---|'
+    for m, n in JOBS:
+        shape = job(m, n)
+        ranks = m + n
+        cells = [ranks, f'{m:,} x {n:,}', shape.connections(), n + 2, m + 2,
+                 shape.signals('source'), shape.signals('expert'),
+                 2 * ranks + shape.connections(), 2 + n]
+        yield '| ' + ' | '.join(c if isinstance(c, str) else f'{c:,}' for c in cells) + ' |'
+    m, n, copies = 8, 56, 1563
+    ranks = copies * (m + n)
+    yield (f'| {ranks:,} | {copies:,} channels of {m} x {n} | {copies * m * n:,} | {n + 2} | '
+           f'{m + 2} | {job(m, n).signals("source"):,} | {job(m, n).signals("expert"):,} | '
+           f'{2 * ranks + copies * m * n:,} | {2 + n} |')
+
+
+def put_in(text, name, lines):
+    """The page with the block between the markers of `name` replaced."""
+    start, end = f'<!-- {name} -->\n', f'<!-- end {name} -->'
+    head, rest = text.split(start)
+    return head + start + '\n'.join(lines) + '\n' + rest[rest.index(end):]
+
+
+def main():
+    """As the module says."""
+    tables = {'memory': list(memory_table()), 'links': list(link_table())}
+    if len(sys.argv) == 1:
+        print('\n\n'.join('\n'.join(lines) for lines in tables.values()))
+        return 0
+    with open(PAGE, encoding='utf-8') as page:
+        old = text = page.read()
+    for name, lines in tables.items():
+        text = put_in(text, name, lines)
+    if sys.argv[1] == '--check':
+        if text != old:
+            print('docs/scale.md has other tables: run docs/scale_table.py --write')
+        return text != old
+    with open(PAGE, 'w', encoding='utf-8') as page:
+        page.write(text)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
