@@ -68,8 +68,8 @@ struct m2n_channel_params {
 };
 #define M2N_CHANNEL_PARAMS_INIT \
 	{sizeof(struct m2n_channel_params), NULL, NULL, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0, 0, \
-		0, 0, M2N_DTYPE_BF16, M2N_CAST_NONE, M2N_PLACEMENT_SLOT, 0, 0, 0, M2N_OVERFLOW_ERROR, 3, \
-		M2N_TIMEOUT_DEFAULT}
+		0, 0, M2N_DTYPE_BF16, M2N_CAST_NONE, M2N_PLACEMENT_SLOT, 0, 0, 0, \
+		M2N_OVERFLOW_ERROR, 3, M2N_TIMEOUT_DEFAULT}
 
 /* Bytes that m2n_channel_create() takes on group rank `rank`, by kind. */
 struct m2n_channel_memory {

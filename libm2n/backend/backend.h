@@ -153,7 +153,7 @@ struct m2n__backend_ops {
 	/* Wakes the peer if it sleeps; after signals were stored. Cheap when it does not. */
 	void (*notify)(struct m2n__ep *ep);
 	/* One waiter more (1) or less (-1) that may sleep soon: notify() looks for sleepers only
-	 * while there are any. To be called well before arm(): notify() reads it without a fence. */
+	 * while there are any. To be called well before arm(): notify() has no fence before it. */
 	void (*doze)(struct m2n__iface *iface, int change);
 	/* arm; look once more whether what is waited for came; wait (until notified or the time is
 	 * over); disarm. The ticket of arm() closes the gap between look and wait. */

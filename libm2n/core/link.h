@@ -224,8 +224,15 @@ static inline int m2n__rx_body_ready(
 	       m2n__rx_whole(x, rx, slot);
 }
 
+void m2n__rx_take_counts(
+	struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint32_t n_heads);
 /* Takes the signals of a round that is complete; the slot still holds its bytes. */
-void m2n__rx_take(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint32_t n_heads);
+static inline void m2n__rx_take(
+	struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint32_t n_heads)
+{
+	if (!rx->mapped)
+		m2n__rx_take_counts(x, rx, slot, n_heads);
+}
 /* Explicit credit: the slot may be written again. */
 void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint64_t round);
 

@@ -11,10 +11,9 @@
 
 #define PUT_PATIENCE_NS INT64_C(10000000000)
 
-void m2n__rx_take(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint32_t n_heads)
+void m2n__rx_take_counts(
+	struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint32_t n_heads)
 {
-	if (rx->mapped)
-		return;
 	rx->head_seen[slot] += n_heads;
 	rx->body_seen[slot] += m2n__rx_head(x, rx, slot)->n_body_puts;
 }

@@ -10,8 +10,10 @@
 #include <m2n/status.h>
 
 /* Sets this thread's text (printf form, cut at 511 bytes) and returns `status`. */
-int m2n__error(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int m2n__error(int status, const char *format, ...)
+	__attribute__((cold, format(printf, 2, 3)));
 /* Puts "what: " before the text that is there, and returns `status`. */
-int m2n__error_at(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int m2n__error_at(int status, const char *format, ...)
+	__attribute__((cold, format(printf, 2, 3)));
 
 #endif

@@ -90,7 +90,7 @@ static void defaults_are_the_tables(void **state)
 	assert_int_equal(m2n_option_at(0, NULL), -EINVAL);
 	assert_true(options.timeout_ns == INT64_C(30000000000));
 	assert_int_equal(options.spin_ns, 20000);
-	assert_int_equal(options.nt_bytes, 262144);
+	assert_int_equal(options.nt_bytes, 1048576);
 	assert_int_equal(options.n_signals, 65536);
 	assert_int_equal(options.rank, -1);
 	assert_int_equal(options.log_level, M2N_LOG_OFF);
