@@ -59,19 +59,25 @@ static void watch(struct m2n__conn *conn, int op)
 	epoll_ctl(conn->group->epoll_fd, op, conn->fd, &event);
 }
 
+/*
+ * A host is given up after the option's time without a word. Half of it is idle, the rest is for
+ * several probes: one that a busy machine answers late must not cost a peer.
+ */
 static void tune_socket(struct m2n_group *group, int fd)
 {
-	int one = 1, s = (int)(group->ctx->options.keepalive_ns / 1000000000), interval;
+	int one = 1, s = (int)(group->ctx->options.keepalive_ns / 1000000000);
 	unsigned ms = (unsigned)(group->ctx->options.keepalive_ns / 1000000);
+	int idle, interval, count;
 
-	s = s > 0 ? s : 1;
-	interval = s / 3 > 0 ? s / 3 : 1;
+	s = s > 2 ? s : 2;
+	idle = s / 2;
+	interval = (s - idle) / 4 > 0 ? (s - idle) / 4 : 1;
+	count = (s - idle) / interval;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
-	setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &s, sizeof(s));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
 	setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
-	one = 3;
-	setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &one, sizeof(one));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
 	setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms));
 }
 

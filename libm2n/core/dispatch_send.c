@@ -207,7 +207,7 @@ static int send_messages(
 	fill_meta(ch, plan, j, &l, meta);
 	ch->iov[0] = (struct m2n_iov){meta, l.scales};
 	if (ch->p.placement == M2N_PLACEMENT_SLOT)
-		n = m2n__rows_gather(ch, open, slot, j, plan->unique_first[j],
+		n = m2n__rows_gather(ch, open, slot, plan->unique_first[j],
 			plan->unique_first[j + 1], l.rows - l.scales, ch->iov, n, tx);
 	return m2n__tx_put_slot(ch->dispatch, tx, slot, open->round, &head, ch->iov, n);
 }
@@ -267,6 +267,8 @@ static int begin(struct m2n_channel *ch, const struct m2n_dispatch_send_params *
 		waited = wait_credits(ch, open, slot, round, p->timeout_ns);
 	else
 		waited = m2n__region_pick(ch->reply, slot, &open->place);
+	if (!waited && (ch->p.cast || p->row_weights) && ch->ctx->n_polled)
+		waited = m2n__rows_reserve(ch);
 	if (waited)
 		return waited;
 	open->round = round;

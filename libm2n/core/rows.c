@@ -6,8 +6,11 @@
  */
 #include "core/rows.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "util/error.h"
 
 struct row {
 	const uint8_t *bytes;
@@ -125,16 +128,17 @@ void m2n__rows_store(struct m2n_channel *ch, const struct m2n__open *open)
 				plan->unique_first[j + 1], ch->row_base[j], ch->scale_base[j]);
 }
 
-/* Staging for rows that must be made: allocated when the first such round goes by messages. */
-static uint8_t *made_room(struct m2n_channel *ch, uint32_t slot)
+int m2n__rows_reserve(struct m2n_channel *ch)
 {
 	size_t pairs = (size_t)ch->p.max_tokens * ch->p.top_k;
 
-	if (!ch->made_rows) {
-		ch->made_bytes = pairs * (ch->p.row_bytes + ch->p.scale_bytes);
-		ch->made_rows = malloc(ch->p.depth * ch->made_bytes);
-	}
-	return ch->made_rows ? ch->made_rows + slot * ch->made_bytes : NULL;
+	if (ch->made_rows)
+		return 0;
+	ch->made_bytes = pairs * (ch->p.row_bytes + ch->p.scale_bytes);
+	ch->made_rows = malloc(ch->p.depth * ch->made_bytes);
+	return ch->made_rows ? 0
+			     : m2n__error(-ENOMEM, "%s: no memory to stage %zu bytes of rows",
+				       ch->title, ch->p.depth * ch->made_bytes);
 }
 
 /* Adds a piece, joined to the last one where they are neighbours in memory. */
@@ -149,20 +153,17 @@ static size_t add_piece(struct m2n_iov *iov, size_t n, size_t base, const void *
 }
 
 size_t m2n__rows_gather(struct m2n_channel *ch, const struct m2n__open *open, uint32_t slot,
-	uint32_t j, uint32_t first, uint32_t end, size_t scale_room, struct m2n_iov *iov, size_t n,
+	uint32_t first, uint32_t end, size_t scale_room, struct m2n_iov *iov, size_t n,
 	struct m2n__tx *tx)
 {
 	static const uint8_t zeros[M2N__CACHE_LINE];
 	const struct m2n_plan *plan = open->send.plan;
 	size_t row_bytes = ch->p.row_bytes, scale_bytes = ch->p.scale_bytes, base = n;
 	int made = ch->p.cast || open->send.row_weights;
-	uint8_t *room = made ? made_room(ch, slot) : NULL, *scales = room;
+	uint8_t *room = made ? ch->made_rows + slot * ch->made_bytes : NULL, *scales = room;
 	uint8_t *rows = room ? room + plan->n_unique * scale_bytes : NULL;
 	size_t used = (end - first) * scale_bytes;
 
-	(void)j;
-	if (made && !room)
-		return n; /* no memory: the head says rows that do not come, the peer times out */
 	for (uint32_t u = first; made && u < end; u++) {
 		uint32_t pair = ch->p.dedup ? 0 : plan->row_pair[u];
 		uint8_t *row_at = rows + u * row_bytes, *scale_at = scales + u * scale_bytes;

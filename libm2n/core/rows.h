@@ -15,10 +15,13 @@ void m2n__rows_store_range(struct m2n_channel *ch, const struct m2n__open *open,
 	uint32_t end, uint8_t *rows, uint8_t *scales);
 /*
  * Appends scales (padded to scale_room bytes) and rows [first, end) to a gather list of n pieces;
- * returns the new number. Rows that must be made are made in staging.
+ * returns the new number. Rows that must be made are made in staging, which was reserved.
  */
 size_t m2n__rows_gather(struct m2n_channel *ch, const struct m2n__open *open, uint32_t slot,
-	uint32_t j, uint32_t first, uint32_t end, size_t scale_room, struct m2n_iov *iov, size_t n,
+	uint32_t first, uint32_t end, size_t scale_room, struct m2n_iov *iov, size_t n,
 	struct m2n__tx *tx);
+
+/* Staging for rows that must be made before messages can carry them. 0 or -ENOMEM. */
+int m2n__rows_reserve(struct m2n_channel *ch);
 
 #endif

@@ -44,7 +44,7 @@
 	  "Address that peers connect to; empty: the one that reaches the store.") \
 	X(HOST_ID,    host_id,    text,   "",      "any text", "", \
 	  "Equal on ranks that share memory; empty: from the kernel's boot id and namespaces.") \
-	X(KEEPALIVE,  keepalive_ns, time, "5s",    "1s..1h", "", \
+	X(KEEPALIVE,  keepalive_ns, time, "10s",   "2s..1h", "", \
 	  "A host that is silent on a control connection for this long is lost.")
 /* clang-format on */
 
