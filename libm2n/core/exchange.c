@@ -161,11 +161,12 @@ static int put_messaging(struct m2n_exchange *x, struct m2n__tx *tx, const struc
  */
 static void prepare_next(const struct m2n_exchange *x, struct m2n__tx *tx, size_t bytes)
 {
-	size_t lines = sizeof(struct m2n__slot_head) + bytes;
+	size_t more = bytes > M2N__CACHE_LINE ? bytes - M2N__CACHE_LINE : 0;
 
+	/* not the first two lines: the receiver looks at them until the message is there */
 	if (tx->slots && m2n__tx_free(x, tx, tx->slot))
-		x->ctx->kernels->own(m2n__tx_head(x, tx, tx->slot),
-			lines < OWN_BYTES ? lines : OWN_BYTES);
+		x->ctx->kernels->own((uint8_t *)(m2n__tx_head(x, tx, tx->slot) + 1) + M2N__CACHE_LINE,
+			more < OWN_BYTES ? more : OWN_BYTES);
 }
 
 int m2n_exchange_put(struct m2n_exchange *x, int peer, const struct m2n_iov *iov, size_t n_iov,
