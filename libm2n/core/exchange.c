@@ -165,7 +165,8 @@ static void prepare_next(const struct m2n_exchange *x, struct m2n__tx *tx, size_
 
 	/* not the first two lines: the receiver looks at them until the message is there */
 	if (tx->slots && m2n__tx_free(x, tx, tx->slot))
-		x->ctx->kernels->own((uint8_t *)(m2n__tx_head(x, tx, tx->slot) + 1) + M2N__CACHE_LINE,
+		x->ctx->kernels->own(
+			(uint8_t *)m2n__tx_head(x, tx, tx->slot) + 2 * M2N__CACHE_LINE,
 			more < OWN_BYTES ? more : OWN_BYTES);
 }
 
