@@ -59,7 +59,8 @@ M2N_API int m2n_exchange_flush(struct m2n_exchange *exchange, int peer, int64_t 
 /*
  * Receives the next message of group rank `peer`, in place: *data stays valid until
  * m2n_exchange_release(). One message per peer is held at a time.
- * Returns 0; -EAGAIN; -ETIMEDOUT; M2N_ERR_PEER_LOST (everything that had arrived was taken);
+ * Returns 0; -EAGAIN; -ETIMEDOUT; M2N_ERR_PEER_LOST (everything that had arrived
+ * was taken; said once also when the rank was replaced meanwhile, before the new messages);
  * M2N_ERR_PROTOCOL; -EINVAL; -EBUSY (the last one was not released).
  */
 M2N_API int m2n_exchange_get(struct m2n_exchange *exchange, int peer, int64_t timeout_ns,

@@ -229,6 +229,15 @@ static int complete(const struct m2n_exchange *x, const struct m2n__rx *rx, uint
 	return m2n__rx_ready(x, rx, slot, rx->seq) && m2n__rx_whole(x, rx, slot);
 }
 
+/* Said once: what the lost process had sent and what the new one sends are not one stream. */
+static int replaced(const struct m2n_exchange *x, struct m2n__rx *rx)
+{
+	atomic_store_explicit(&rx->untold, 0, memory_order_relaxed);
+	return m2n__error(M2N_ERR_PEER_LOST,
+		"%s: rank %d was lost and replaced: what follows is from the new process", x->title,
+		rx->peer->rank);
+}
+
 int m2n_exchange_get(
 	struct m2n_exchange *x, int peer, int64_t timeout_ns, const void **data, size_t *bytes)
 {
@@ -243,6 +252,8 @@ int m2n_exchange_get(
 	if (rx->held)
 		return m2n__error(
 			-EBUSY, "%s: the last message of rank %d was not released", x->title, peer);
+	if (m2n__rx_up(rx) && atomic_load_explicit(&rx->untold, memory_order_relaxed))
+		return replaced(x, rx);
 	m2n__wait_begin(&w, x->ctx, timeout_ns);
 	while (!complete(x, rx, rx->slot) &&
 		(m2n__rx_up(rx) || m2n__link_coming(&rx->prepared, rx->peer)) &&
@@ -254,8 +265,10 @@ int m2n_exchange_get(
 		m2n__tally_add(&rx->tally.wait_ns, (uint64_t)m2n__waited_ns(&w));
 	slot = rx->slot;
 	if (!complete(x, rx, slot)) { /* what had arrived of a lost peer is still taken */
-		if (!rc)
+		if (!rc) {
+			atomic_store_explicit(&rx->untold, 0, memory_order_relaxed);
 			return lost(x, rx->peer);
+		}
 		return rc == -EAGAIN ? rc
 				     : m2n__error(rc, "%s: message %lu of rank %d did not come",
 					       x->title, (unsigned long)rx->seq, peer);

@@ -144,6 +144,9 @@ void m2n__exchange_peer_lost(struct m2n_exchange *x, struct m2n__peer *peer)
 
 	if (tx)
 		atomic_store_explicit(&tx->up, 0, memory_order_seq_cst);
+	if (rx && m2n__rx_up(rx) &&
+		atomic_load_explicit(&peer->state, memory_order_relaxed) >= M2N_PEER_LOST)
+		atomic_store_explicit(&rx->untold, 1, memory_order_relaxed);
 	if (rx)
 		atomic_store_explicit(&rx->up, 0, memory_order_seq_cst);
 }

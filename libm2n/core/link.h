@@ -96,7 +96,8 @@ struct m2n__rx {
 	atomic_int prepared;      /* our side is fresh and the peer was told */
 	uint64_t own_id, peer_id; /* of our LINK frame, and of the peer's that was taken */
 	int was_linked;
-	int starting; /* linked; up when the START frame comes */
+	int starting;      /* linked; up when the START frame comes */
+	atomic_int untold; /* public exchange: a process was lost, no call has said so yet */
 	struct m2n__tally tally;
 };
 
