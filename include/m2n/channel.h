@@ -75,7 +75,7 @@ struct m2n_channel_params {
 struct m2n_channel_memory {
 	size_t dispatch_bytes; /* receive space for rows (expert role) */
 	size_t reply_bytes;    /* receive space for replies (sink role) */
-	size_t control_bytes;  /* credits, tables, staging */
+	size_t control_bytes;  /* credits, tables; messaging peers add staging to it */
 	size_t total_bytes;
 };
 /* 0 or -EINVAL. Pure: needs no group. */

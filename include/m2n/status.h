@@ -23,7 +23,6 @@ extern "C" {
 /* clang-format off */
 #define M2N_STATUS_LIST(X) \
 	X(PEER_LOST,    1000, "a peer is lost: its process, host or link is gone") \
-	X(GROUP_BROKEN, 1001, "the group cannot be used any more") \
 	X(SHAPE,        1002, "two ranks disagree on the shape of a channel or exchange") \
 	X(PROTOCOL,     1003, "a peer sent something that the protocol does not allow") \
 	X(AUTH,         1004, "the peer does not know the shared secret") \

@@ -15,7 +15,7 @@
  *               receiver only ever counts signals; it never infers one put from another.
  *
  * The signal table is an array of 64-bit words in registered memory of the iface that receives;
- * core hands out ranges of it (m2n__signal_alloc() in common/) and tells peers the index.
+ * core hands out ranges of it (m2n__signal_alloc()) and tells peers the index.
  *
  * How each backend fits (settled before the table was):
  *   self      mapped, the pointer is the address.

@@ -71,19 +71,27 @@ static void insert(struct m2n_ctx *ctx, struct m2n_mem *mem)
 	ctx->mems = mem;
 }
 
-int m2n_mem_alloc(struct m2n_ctx *ctx, size_t bytes, struct m2n_mem **mem_out, void **base)
+/* `base` NULL: memory of our own; else the caller's. */
+static int add(struct m2n_ctx *ctx, void *base, size_t bytes, const char *call,
+	struct m2n_mem **mem_out)
 {
-	struct m2n_mem *mem;
+	struct m2n_mem *mem = calloc(1, sizeof(*mem));
+	struct m2n__shared *shared;
 	int rc;
 
-	if (!ctx || !mem_out || !base || !bytes)
-		return m2n__error(-EINVAL, "m2n_mem_alloc: %s",
-			bytes ? "ctx, mem or base is NULL" : "0 bytes");
-	mem = calloc(1, sizeof(*mem));
 	if (!mem)
-		return m2n__error(-ENOMEM, "m2n_mem_alloc: no memory for the handle");
+		return m2n__error(-ENOMEM, "%s: no memory for the handle", call);
+	shared = &mem->shared;
 	m2n__ctx_lock(ctx);
-	rc = m2n__shared_alloc(ctx, bytes, bytes, &mem->shared);
+	if (!base) {
+		rc = m2n__shared_alloc(ctx, bytes, bytes, shared);
+	} else {
+		rc = m2n__mem_wrap(base, bytes, &shared->mem);
+		if (!rc)
+			rc = register_all(ctx, shared->mem, &shared->reg);
+		if (rc)
+			m2n__mem_free(shared->mem);
+	}
 	if (!rc)
 		insert(ctx, mem);
 	m2n__ctx_unlock(ctx);
@@ -92,37 +100,28 @@ int m2n_mem_alloc(struct m2n_ctx *ctx, size_t bytes, struct m2n_mem **mem_out, v
 		return rc;
 	}
 	*mem_out = mem;
-	*base = mem->shared.mem->base;
 	return 0;
 }
 
-int m2n_mem_register(struct m2n_ctx *ctx, void *base, size_t bytes, struct m2n_mem **mem_out)
+int m2n_mem_alloc(struct m2n_ctx *ctx, size_t bytes, struct m2n_mem **mem, void **base)
 {
-	struct m2n_mem *mem;
 	int rc;
 
-	if (!ctx || !mem_out || !base || !bytes)
+	if (!ctx || !mem || !base || !bytes)
+		return m2n__error(-EINVAL, "m2n_mem_alloc: %s",
+			bytes ? "ctx, mem or base is NULL" : "0 bytes");
+	rc = add(ctx, NULL, bytes, "m2n_mem_alloc", mem);
+	if (!rc)
+		*base = (*mem)->shared.mem->base;
+	return rc;
+}
+
+int m2n_mem_register(struct m2n_ctx *ctx, void *base, size_t bytes, struct m2n_mem **mem)
+{
+	if (!ctx || !mem || !base || !bytes)
 		return m2n__error(-EINVAL, "m2n_mem_register: %s",
 			bytes ? "ctx, mem or base is NULL" : "0 bytes");
-	mem = calloc(1, sizeof(*mem));
-	if (!mem)
-		return m2n__error(-ENOMEM, "m2n_mem_register: no memory for the handle");
-	m2n__ctx_lock(ctx);
-	rc = m2n__mem_wrap(base, bytes, &mem->shared.mem);
-	if (!rc) {
-		rc = register_all(ctx, mem->shared.mem, &mem->shared.reg);
-		if (rc)
-			m2n__mem_free(mem->shared.mem);
-		else
-			insert(ctx, mem);
-	}
-	m2n__ctx_unlock(ctx);
-	if (rc) {
-		free(mem);
-		return rc;
-	}
-	*mem_out = mem;
-	return 0;
+	return add(ctx, base, bytes, "m2n_mem_register", mem);
 }
 
 void m2n_mem_free(struct m2n_mem *mem)
