@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sending. A list of pieces becomes RDMA writes of as many pieces as the device gathers (and, over
+ * several paths, of at most M2N_VERBS_STRIPE bytes) that go round the paths. A queue pair executes
+ * its writes in order, so only the last one on each path carries the immediate that raises the
+ * peer's signal: it vouches for all before it. What goes to one path is posted as one chain: one
+ * doorbell for the put.
+ *
+ * Of the writes of one put on one path, the last is acknowledged to us, and one in every quarter
+ * of the queue, so that a long list finds room again; flush() counts acknowledgements.
+ */
+#include <endian.h>
+#include <errno.h>
+#include <string.h>
+
+#include "backend/verbs/verbs.h"
+#include "util/error.h"
+
+#define BATCH 32
+
+struct batch {
+	unsigned n;
+	struct ibv_send_wr wr[BATCH];
+	struct ibv_sge sge[BATCH][VERBS_MAX_SGE];
+};
+
+struct place {
+	size_t piece, byte;
+};
+
+/*
+ * Moves `at` over the pieces of the next write. `sge` NULL: only counts. The number of entries;
+ * *bytes is what they hold.
+ */
+static int cut(const struct verbs_ep *e, const struct m2n__put *put, struct place *at,
+	const struct verbs_path *path, struct ibv_sge *sge, size_t *bytes)
+{
+	const struct m2n__iface *iface = e->ep.iface;
+	size_t left = iface->max_bytes, n = 0;
+
+	while (at->piece < put->n_pieces && n < iface->max_iov && left) {
+		const struct m2n__piece *p = &put->pieces[at->piece];
+		size_t some = p->bytes - at->byte < left ? p->bytes - at->byte : left;
+
+		if (some && sge) {
+			const struct m2n__mr *mr = p->reg ? p->reg->mr[iface->params.index] : NULL;
+			const struct verbs_mr *m = (const struct verbs_mr *)mr;
+
+			sge[n].addr = (uint64_t)(uintptr_t)p->base + at->byte;
+			sge[n].length = (uint32_t)some;
+			sge[n].lkey = m ? m->rail[path->rail_idx]->lkey : 0;
+		}
+		n += some > 0;
+		left -= some;
+		at->byte += some;
+		if (at->byte == p->bytes) {
+			at->piece++;
+			at->byte = 0;
+		}
+	}
+	while (at->piece < put->n_pieces && put->pieces[at->piece].bytes == 0)
+		at->piece++; /* or they would be a write of their own */
+	*bytes = iface->max_bytes - left;
+	return (int)n;
+}
+
+/* Writes that the rest of the list takes. */
+static unsigned count_writes(const struct verbs_ep *e, const struct m2n__put *put)
+{
+	struct place at = {put->next_piece, put->next_byte};
+	size_t bytes;
+	unsigned n = 0;
+
+	do {
+		(void)cut(e, put, &at, NULL, NULL, &bytes);
+		n++;
+	} while (at.piece < put->n_pieces);
+	return n;
+}
+
+static int begin(struct verbs_ep *e, struct m2n__put *put)
+{
+	const struct m2n__iface *iface = e->ep.iface;
+	size_t bytes = 0, room = put->rmem->bytes;
+	int needs_mr = 0;
+
+	for (size_t i = 0; i < put->n_pieces; i++) {
+		const struct m2n__piece *p = &put->pieces[i];
+
+		if (p->bytes > room - bytes)
+			bytes = SIZE_MAX;
+		else
+			bytes += p->bytes;
+		if (bytes == SIZE_MAX)
+			break;
+		needs_mr |= p->bytes && (!p->reg || !p->reg->mr[iface->params.index]);
+	}
+	if (bytes == SIZE_MAX || put->offset > room || bytes > room - put->offset)
+		return m2n__error(-EINVAL,
+			"verbs: a put at offset %zu does not fit in the peer's %zu bytes", put->offset,
+			room);
+	if (needs_mr && (bytes > iface->max_inline || put->n_pieces > iface->max_iov))
+		return m2n__error(-EINVAL, "verbs: a put of %zu bytes from memory that is not registered",
+			bytes);
+	put->n_posted = 0;
+	put->n_signals = 0;
+	put->next_path = e->rotor;
+	return 0;
+}
+
+static unsigned room_of(const struct verbs_path *path)
+{
+	/* A7: what was acknowledged, pairs with R7 in m2n__verbs_progress(). */
+	unsigned n_done = atomic_load_explicit(&path->n_done, memory_order_acquire);
+
+	return path->ep->depth - (path->n_posted - n_done);
+}
+
+/* The next write of the list, at the end of its path's chain. `left`: writes with this one. */
+static void append(struct verbs_ep *e, struct m2n__put *put, struct batch *batch, unsigned left)
+{
+	struct verbs_path *path = &e->paths[put->next_path];
+	const struct verbs_rmem *rmem = (const struct verbs_rmem *)put->rmem;
+	struct ibv_send_wr *wr = &batch->wr[batch->n];
+	struct place at = {put->next_piece, put->next_byte};
+	int is_last = left <= put->n_signals; /* on its path */
+	size_t bytes;
+
+	memset(wr, 0, sizeof(*wr));
+	wr->sg_list = batch->sge[batch->n];
+	wr->num_sge = cut(e, put, &at, path, wr->sg_list, &bytes);
+	wr->opcode = IBV_WR_RDMA_WRITE;
+	if (is_last && put->signal != M2N__SIGNAL_NONE) {
+		wr->opcode = IBV_WR_RDMA_WRITE_WITH_IMM;
+		wr->imm_data = htobe32(put->signal);
+	}
+	wr->wr.rdma.remote_addr = rmem->address + put->offset + put->next_offset;
+	wr->wr.rdma.rkey = rmem->rkey[path->rail_idx];
+	if (bytes <= e->ep.iface->max_inline)
+		wr->send_flags = IBV_SEND_INLINE;
+	path->n_posted++;
+	wr->wr_id = (uint64_t)path->uid << 32 | path->n_posted;
+	if (is_last || path->n_posted - path->n_marked >= e->depth / 4) {
+		wr->send_flags |= IBV_SEND_SIGNALED;
+		path->n_marked = path->n_posted;
+	}
+	if (path->last)
+		path->last->next = wr;
+	else
+		path->first = wr;
+	path->last = wr;
+	batch->n++;
+	put->n_posted++;
+	put->next_piece = at.piece;
+	put->next_byte = at.byte;
+	put->next_offset += bytes;
+	put->next_path = put->next_path + 1 == e->n_paths ? 0 : put->next_path + 1;
+}
+
+/* One doorbell for each path that has something. */
+static int ring(struct verbs_ep *e, struct batch *batch)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < e->n_paths; i++) {
+		struct verbs_path *path = &e->paths[i];
+		struct ibv_send_wr *bad;
+
+		if (path->first && !rc)
+			rc = ibv_post_send(path->qp, path->first, &bad);
+		path->first = path->last = NULL;
+	}
+	batch->n = 0;
+	if (rc)
+		m2n__verbs_break(e, "ibv_post_send: %s", strerrordesc_np(rc));
+	return rc ? M2N_ERR_PEER_LOST : 0;
+}
+
+static int post(struct verbs_ep *e, struct m2n__put *put)
+{
+	unsigned left = count_writes(e, put);
+	struct batch batch;
+	int rc = 0, full = 0;
+
+	batch.n = 0;
+	put->n_signals = put->n_posted + left < e->n_paths ? put->n_posted + left : e->n_paths;
+	while (left && !rc && !full) {
+		full = !room_of(&e->paths[put->next_path]);
+		if (full)
+			break;
+		append(e, put, &batch, left--);
+		if (batch.n == BATCH)
+			rc = ring(e, &batch);
+	}
+	if (batch.n && !rc)
+		rc = ring(e, &batch);
+	if (!rc && !left)
+		e->rotor = put->next_path;
+	if (put->signal == M2N__SIGNAL_NONE)
+		put->n_signals = 0;
+	return rc ? rc : full ? -EAGAIN : 0;
+}
+
+int m2n__verbs_put(struct m2n__ep *ep, struct m2n__put *put)
+{
+	struct verbs_ep *e = (struct verbs_ep *)ep;
+	int rc;
+
+	rc = m2n__verbs_check(ep);
+	if (rc)
+		return rc;
+	if (atomic_load_explicit(&e->state, memory_order_acquire) != VERBS_READY)
+		return m2n__error(-EINVAL, "verbs: a put before the connection is ready");
+	pthread_mutex_lock(&e->lock);
+	if (!put->next_piece && !put->next_byte)
+		rc = begin(e, put);
+	if (!rc)
+		rc = post(e, put);
+	pthread_mutex_unlock(&e->lock);
+	return rc == M2N_ERR_PEER_LOST ? m2n__verbs_check(ep) : rc;
+}
+
+int m2n__verbs_flush(struct m2n__ep *ep)
+{
+	struct verbs_ep *e = (struct verbs_ep *)ep;
+	int rc = m2n__verbs_check(ep);
+
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&e->lock);
+	for (unsigned i = 0; i < e->n_paths && !rc; i++)
+		if (room_of(&e->paths[i]) < e->depth)
+			rc = -EAGAIN;
+	pthread_mutex_unlock(&e->lock);
+	return rc;
+}
