@@ -10,40 +10,46 @@
  *               row kernel, the signal by a release store to a word in the slot's head. put is
  *               never called. notify() wakes a peer that sleeps.
  *   messaging   put() writes a gather list to an offset of an rmem and, after all its bytes are
- *               visible there, adds one to a word of the *peer's signal table*. Puts to one peer
- *               may complete in any order (several QPs, several NICs, adaptive routing), so a
- *               receiver only ever counts signals; it never infers one put from another.
+ *               visible there, adds to a word of the *peer's signal table*: one, or for a list
+ *               that it split over paths (QPs, NICs) one for each path; it says how much. Puts to
+ *               one peer may complete in any order (adaptive routing), so a receiver only ever
+ *               counts signals; it never infers one put from another.
  *
- * The signal table is an array of 64-bit words in registered memory of the iface that receives;
- * core hands out ranges of it (m2n__signal_alloc()) and tells peers the index.
+ * The signal table is an array of 64-bit words of the context that receives; core hands out
+ * ranges of it (m2n__signal_alloc()) and tells peers the index. Each word has one sender.
  *
- * How each backend fits (settled before the table was):
+ * Coming up: address() gives a blob that every peer can read in the store; reaches() and connect()
+ * take the peer's. A backend with M2N__CAP_GREETS has more to agree on for each connection (queue
+ * pairs, worker addresses): core carries greeting() of each side to meet() of the other over the
+ * control connection, then asks ready(). Nobody puts before the peer is ready: the keys that a
+ * put needs follow later on the control connection. What costs is done by the first connect(),
+ * not by open(): most contexts open more backends than they use. Memory is registered, and
+ * progress() called, from the first connect() on.
+ *
+ * How each backend fits:
  *   self      mapped, the pointer is the address.
  *   shm       mapped, key = (pid, fd, offset, inode) of a sealed memfd. notify/arm/wait: a futex
  *             in a page that peers map.
  *   cuda_ipc  mapped on the device: reg = cuMemGetAddressRange, key = CUDA IPC handle or a VMM
  *             file descriptor, ptr is a device pointer that kernels store to. Signal words live in
  *             device memory. mem.kind tells host from device.
- *   verbs     messaging. connect: RC QPs, by librdmacm or by the address blob through the
- *             bootstrap. put: RDMA writes, the last with the signal's index as immediate; the
+ *   verbs     messaging. greeting: the numbers of the RC QPs, or where librdmacm shall connect.
+ *             put: RDMA writes, the last on each QP with the signal's index as immediate; the
  *             receiver's progress() adds one to the table's word. Rails and QPs per peer are
- *             inside the ep: a put that is split is counted inside the backend, one signal leaves.
- *             mr and key hold one lkey/rkey per NIC. event fd: the completion channel.
- *   ucx       messaging. put: ucp_put_nbx pieces packed into a contiguous registered buffer where
- *             UCX has no gather list, ucp_worker_fence, then an 8-byte atomic add on the word
- *             (address = table + 8 * index; the table's key is in the address blob).
+ *             inside the ep. mr and key hold one lkey/rkey per NIC. arm/wait: completion channel.
+ *   ucx       messaging. greeting: the worker's address. put: ucp_put_nbx of each piece,
+ *             ucp_worker_fence, then the signal (the key of the table is in the greeting).
  *   nccl      messaging. connect: nothing per peer; put() queues, progress() turns what is queued
- *             into one ncclGroupStart/End per peer set, sizes over control frames (`control`
- *             in the iface params); put/signal windows from 2.30.7 on map one to one.
- *   fault     an interposer over any of these; hides the mapping, so that shm is driven as a
+ *             into one ncclGroupStart/End per peer set, sizes over greetings and frames;
+ *             put/signal windows from 2.30.7 on map one to one.
+ *   fault     an interposer over any mapped one; hides the mapping, so that shm is driven as a
  *             messaging backend, and drops, delays, reorders, truncates, fails.
  *
- * Threads: open/close/connect/disconnect/reg/dereg/import/release run under the context's lock.
- * put/flush to one ep, and progress, may be called from several threads: a backend that is not
- * safe for that locks inside (mapped backends need nothing).
+ * Threads: open/close/connect/greeting/meet/ready/disconnect/reg/dereg/import/release run under
+ * the context's lock. put/flush to one ep, and progress, may be called from several threads: a
+ * backend that is not safe for that locks inside (mapped backends need nothing).
  *
  * Errors: 0 or a negative code, with the cause and the vendor's words in the error text.
- * -EAGAIN from put: nothing was queued, call progress() and try again.
  */
 #ifndef M2N_BACKEND_H
 #define M2N_BACKEND_H
@@ -52,19 +58,23 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <m2n/log.h>
 #include <m2n/types.h>
 
 #include "mem/mem.h"
 
-#define M2N__KEY_BYTES 128     /* of one exported key at most */
-#define M2N__ADDRESS_BYTES 512 /* of one iface's address blob at most */
+#define M2N__KEY_BYTES 512       /* of one exported key at most */
+#define M2N__ADDRESS_BYTES 1024  /* of one iface's address blob at most */
+#define M2N__GREETING_BYTES 8192 /* of one connection's greeting at most */
+#define M2N__MAX_BACKENDS 8
 #define M2N__SIGNAL_NONE UINT32_MAX
 
 enum m2n__caps {
 	M2N__CAP_MAPPED = 1 << 0,
 	M2N__CAP_HOST_MEMORY = 1 << 1,
 	M2N__CAP_CUDA_MEMORY = 1 << 2,
-	M2N__CAP_SLEEP = 1 << 3, /* arm/wait sleep; without it a waiter yields */
+	M2N__CAP_SLEEP = 1 << 3,  /* arm/wait sleep; without it a waiter yields */
+	M2N__CAP_GREETS = 1 << 4, /* connections need greetings to become ready */
 };
 
 struct m2n__backend_ops;
@@ -73,18 +83,23 @@ struct m2n__options;
 /* What open() is given; borrowed until close(). */
 struct m2n__iface_params {
 	const struct m2n__options *options;
-	const char *host_id;               /* equal on ranks of one host */
-	_Atomic uint64_t *signals;         /* the context's signal table [n_signals] */
-	const struct m2n__mem *signal_mem; /* the memory it lies in */
+	m2n_log_fn log; /* lines for the context's log; never NULL */
+	void *log_arg;
+	const char *host_id;         /* equal on ranks of one host */
+	_Atomic uint64_t *signals;   /* the context's signal table [n_signals] */
+	struct m2n__mem *signal_mem; /* the memory it lies in; has pages from connect() on */
 	uint32_t n_signals;
+	unsigned index; /* of this backend in struct m2n__reg */
 };
 
 struct m2n__iface {
 	const struct m2n__backend_ops *ops;
 	struct m2n__iface_params params;
-	size_t max_iov;   /* pieces per put */
-	size_t max_bytes; /* per put */
-	int needs_mr;     /* pieces of a put must be registered */
+	size_t max_iov;    /* pieces of a put that raises its signal once */
+	size_t max_bytes;  /* bytes of such a put */
+	size_t max_inline; /* puts up to here need no registered pieces */
+	int needs_mr;      /* longer ones do */
+	atomic_uint n_broken; /* grows with every connection that breaks: check() tells which */
 };
 
 struct m2n__ep {
@@ -97,19 +112,35 @@ struct m2n__mr {
 	const struct m2n__mem *mem;
 };
 
+/* The registrations of one memory, by backend index; NULL: not registered there. */
+struct m2n__reg {
+	struct m2n__mr *mr[M2N__MAX_BACKENDS];
+};
+
 struct m2n__rmem {
 	struct m2n__ep *ep;
 	void *ptr; /* mapped: local address of the peer's memory; NULL: messaging */
 	size_t bytes;
 };
 
+struct m2n__piece {
+	const void *base;
+	size_t bytes;
+	const struct m2n__reg *reg; /* of the memory it lies in; NULL: none */
+};
+
 struct m2n__put {
-	const struct m2n_iov *iov; /* joined in order */
-	struct m2n__mr *const *mr; /* [n_iov], only when the iface needs them */
-	size_t n_iov;
+	const struct m2n__piece *pieces; /* joined in order */
+	size_t n_pieces;
 	struct m2n__rmem *rmem;
-	size_t offset;   /* in rmem */
-	uint32_t signal; /* index in the peer's signal table, or M2N__SIGNAL_NONE */
+	size_t offset;      /* in rmem */
+	uint32_t signal;    /* index in the peer's signal table, or M2N__SIGNAL_NONE */
+	uint64_t raised;    /* that word now, or soon: all that was added for this link before */
+	uint32_t n_signals; /* out: what is added to that word in all */
+	uint32_t n_posted;  /* out: transfers that it took */
+	/* The backend's place in a list that did not fit at once; zero before the first call. */
+	size_t next_piece, next_byte, next_offset;
+	uint32_t next_path;
 };
 
 struct m2n__backend_ops {
@@ -122,13 +153,19 @@ struct m2n__backend_ops {
 	int (*probe)(const struct m2n__options *options);
 	int (*open)(const struct m2n__iface_params *params, struct m2n__iface **iface);
 	void (*close)(struct m2n__iface *iface);
-	/* The blob that a peer needs to connect. *bytes: room, then size. */
+	/* What a peer needs to connect. *bytes: room, then size. */
 	int (*address)(struct m2n__iface *iface, void *blob, size_t *bytes);
 	/* May a peer with this blob be reached? 1 or 0; must agree on both sides. */
 	int (*reaches)(struct m2n__iface *iface, const void *blob, size_t bytes);
 
 	int (*connect)(
 		struct m2n__iface *iface, const void *blob, size_t bytes, struct m2n__ep **ep);
+	/* M2N__CAP_GREETS: what the peer's meet() needs. *bytes: room, then size. */
+	int (*greeting)(struct m2n__ep *ep, void *greeting, size_t *bytes);
+	int (*meet)(struct m2n__ep *ep, const void *greeting, size_t bytes);
+	/* 0: the peer may put to us and we to it; -EAGAIN: not yet; else why it cannot be. */
+	int (*ready)(struct m2n__ep *ep);
+	/* Also of a connection that never was ready, or broke. Nothing moves on it afterwards. */
 	void (*disconnect)(struct m2n__ep *ep);
 
 	int (*reg)(struct m2n__iface *iface, const struct m2n__mem *mem, struct m2n__mr **mr);
@@ -140,14 +177,19 @@ struct m2n__backend_ops {
 		struct m2n__ep *ep, const void *key, size_t key_bytes, struct m2n__rmem **rmem);
 	void (*release_key)(struct m2n__rmem *rmem);
 
-	/* Messaging only. The gather list is borrowed for the call, its bytes until flush(). */
-	int (*put)(struct m2n__ep *ep, const struct m2n__put *put);
-	/* 0: no put to this peer is under way, their bytes may be reused; -EAGAIN: not yet. */
+	/*
+	 * Messaging only. The list is borrowed for the call, its bytes until flush(). A list of at
+	 * most max_iov pieces and max_bytes raises its signal once; a longer one n_signals times.
+	 * -EAGAIN: the rest had no room: call progress() and put() again with the same struct.
+	 */
+	int (*put)(struct m2n__ep *ep, struct m2n__put *put);
+	/* 0: all puts have arrived at the peer, their bytes may be reused; -EAGAIN: not yet. */
 	int (*flush)(struct m2n__ep *ep);
 
 	/* Number of events seen, or a negative code for a failure of the whole iface. */
 	int (*progress)(struct m2n__iface *iface);
-	/* 0, or why this peer is lost as far as the backend knows (link error, retries spent). */
+	/* 0, or why this peer is lost as far as the backend knows (link error, retries spent).
+	 * n_broken of the iface grows when it has begun to say so. */
 	int (*check)(struct m2n__ep *ep);
 
 	/* Wakes the peer if it sleeps; after signals were stored. Cheap when it does not. */

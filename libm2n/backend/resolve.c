@@ -45,6 +45,25 @@ static int no_connect(struct m2n__iface *iface, const void *blob, size_t bytes, 
 	return m2n__error(-ENOTSUP, "the backend has no connect operation");
 }
 
+static int no_greeting(struct m2n__ep *ep, void *greeting, size_t *bytes)
+{
+	(void)ep, (void)greeting;
+	*bytes = 0;
+	return 0;
+}
+
+static int no_meet(struct m2n__ep *ep, const void *greeting, size_t bytes)
+{
+	(void)ep, (void)greeting, (void)bytes;
+	return 0;
+}
+
+static int no_ready(struct m2n__ep *ep)
+{
+	(void)ep;
+	return 0;
+}
+
 static void no_disconnect(struct m2n__ep *ep)
 {
 	(void)ep;
@@ -78,7 +97,7 @@ static void no_release(struct m2n__rmem *rmem)
 	(void)rmem;
 }
 
-static int no_put(struct m2n__ep *ep, const struct m2n__put *put)
+static int no_put(struct m2n__ep *ep, struct m2n__put *put)
 {
 	(void)ep, (void)put;
 	return m2n__error(-ENOTSUP, "the backend's peers are mapped, not put to");
@@ -144,6 +163,9 @@ const struct m2n__backend_ops *m2n__backend_resolve(
 		OR(address, no_address),
 		OR(reaches, no_reaches),
 		OR(connect, no_connect),
+		OR(greeting, no_greeting),
+		OR(meet, no_meet),
+		OR(ready, no_ready),
 		OR(disconnect, no_disconnect),
 		OR(reg, no_reg),
 		OR(dereg, no_dereg),

@@ -52,7 +52,7 @@ static void alloc_source(struct m2n_channel *ch, struct counter *c)
 	ch->scale_base = take(c, p->n_expert_ranks, sizeof(*ch->scale_base));
 	ch->scratch = take(c, p->row_bytes + 64, 1);
 	ch->scratch_scales = take(c, p->scale_bytes + 64, 1);
-	ch->iov = take(c, 2 * (size_t)p->max_tokens * p->top_k + 8, sizeof(*ch->iov));
+	ch->pieces = take(c, 2 * (size_t)p->max_tokens * p->top_k + 8, sizeof(*ch->pieces));
 }
 
 static void alloc_expert(struct m2n_channel *ch, struct counter *c)
@@ -77,7 +77,7 @@ static void alloc_expert(struct m2n_channel *ch, struct counter *c)
 		ch->reduce_first = take(c, pairs + 2, sizeof(*ch->reduce_first));
 		ch->reduce_row = take(c, pairs + 1, sizeof(*ch->reduce_row));
 	}
-	ch->reply_iov = take(c, ch->max_local + 8, sizeof(*ch->reply_iov));
+	ch->reply_pieces = take(c, ch->max_local + 8, sizeof(*ch->reply_pieces));
 }
 
 int m2n__channel_alloc(struct m2n_channel *ch, size_t *bytes)
@@ -122,10 +122,8 @@ void m2n__channel_free(struct m2n_channel *ch)
 	free(ch->scale_base);
 	free(ch->scratch);
 	free(ch->scratch_scales);
-	free(ch->iov);
-	free(ch->reply_iov);
-	free(ch->made_rows);
-	free(ch->made_replies);
+	free(ch->pieces);
+	free(ch->reply_pieces);
 	free(ch->reduce_first);
 	free(ch->reduce_row);
 	free(ch->sink_round);
@@ -233,6 +231,10 @@ void m2n_channel_destroy(struct m2n_channel *ch)
 	}
 	for (uint32_t i = 0; ch->open && i < ch->p.depth; i++)
 		m2n__forget_grants(ch, &ch->open[i]);
+	if (ch->dispatch)
+		m2n__exchange_keep(ch->dispatch, &ch->made_rows);
+	if (ch->reply)
+		m2n__exchange_keep(ch->reply, &ch->made_replies);
 	m2n__ctx_unlock(ch->ctx);
 	m2n__exchange_close(ch->grant);
 	m2n__exchange_close(ch->reply);
@@ -286,11 +288,14 @@ int m2n_channel_set_map(struct m2n_channel *ch, const struct m2n_map *map, uint6
 uint8_t *m2n__replies_staging(struct m2n_channel *ch, uint32_t round_slot, uint32_t source)
 {
 	size_t each = ch->reply_rows * ch->p.out_row_bytes;
+	size_t all = ch->p.depth * ch->p.n_sources * each;
+	int rc = 0;
 
-	if (!ch->made_replies)
-		ch->made_replies = malloc(ch->p.depth * ch->p.n_sources * each);
-	return ch->made_replies ? ch->made_replies + (round_slot * ch->p.n_sources + source) * each
-				: NULL;
+	if (!ch->made_replies.mem)
+		rc = m2n__staging_alloc(ch->ctx, all, &ch->made_replies);
+	return rc ? NULL
+		  : (uint8_t *)ch->made_replies.mem->base +
+			    (round_slot * ch->p.n_sources + source) * each;
 }
 
 void m2n__channel_live(struct m2n_channel *ch, uint64_t round, uint64_t *bitmap)

@@ -49,6 +49,9 @@ struct m2n__open {
 	uint64_t *ungranted; /* exact placement: rows not sent yet */
 	atomic_uint n_ungranted;   /* written under m2n__grants_lock() */
 	struct m2n_dispatch_send_params send; /* for those rows; pointers are the caller's */
+	/* Messaging: of the caller's rows and scales; `make`: they go through staging instead. */
+	const struct m2n__reg *rows_reg, *scales_reg;
+	int make;
 };
 
 /* One source's share of a batch. */
@@ -130,9 +133,9 @@ struct m2n_channel {
 	uint8_t **scale_base;
 	uint8_t *scratch; /* one row, cast or weighted */
 	uint8_t *scratch_scales;
-	struct m2n_iov *iov;  /* messaging: gather list */
-	uint8_t *made_rows;   /* messaging with cast or weights: [depth] rows as they travel */
-	size_t made_bytes;    /* of one round */
+	struct m2n__piece *pieces; /* messaging: gather list */
+	struct m2n__shared made_rows; /* messaging: [depth] rows as they travel, if made */
+	size_t made_bytes;            /* of one round */
 	atomic_flag granting; /* exact placement: one thread at a time answers grants */
 
 	/* sinks that are not the sources */
@@ -145,8 +148,8 @@ struct m2n_channel {
 	struct m2n__ring recv_ring;
 	struct m2n__batch *batches; /* [depth] */
 	int recv_phase;             /* exact placement: 0 heads, 1 bodies */
-	struct m2n_iov *reply_iov;  /* messaging: gather list of this side */
-	uint8_t *made_replies;      /* messaging with sums or strides: [depth, n_sources] replies */
+	struct m2n__piece *reply_pieces; /* messaging: gather list of this side */
+	struct m2n__shared made_replies; /* messaging: [depth, n_sources] replies, if made */
 	uint32_t *reduce_first;     /* reduce_at_expert: CSR over unique rows */
 	uint32_t *reduce_row;
 };

@@ -308,7 +308,7 @@ void m2n__channel_specs(struct m2n_channel *ch, struct m2n__exchange_spec *dispa
 
 	m2n__layout(ch, ch->max_local, n_rows, ch->slot_rows, &l);
 	dispatch->slot_bytes = l.end;
-	dispatch->stage_bytes = l.scales;
+	dispatch->stage_bytes = l.scales + M2N__CACHE_LINE; /* zeros at the end: padding */
 	if (p->placement == M2N_PLACEMENT_EXACT)
 		dispatch->region_bytes = m2n__lines(ch->region_rows * p->scale_bytes) +
 					 ch->region_rows * p->row_bytes;

@@ -16,6 +16,7 @@ struct reply {
 	const uint8_t *rows;
 	size_t stride;
 	uint32_t round_slot;
+	const struct m2n__reg *reg; /* of the rows; NULL: not registered */
 };
 
 static uint32_t reply_slot(const struct m2n_channel *ch, uint32_t round_slot, uint32_t source)
@@ -108,7 +109,7 @@ static uint32_t n_reply_rows(const struct m2n_channel *ch, const struct m2n__sha
 }
 
 /* Pieces of a gather list, where the caller's rows are dense: one for each segment. */
-static size_t gather_rows(const struct reply *r, uint32_t source, struct m2n_iov *iov)
+static size_t gather_rows(const struct reply *r, uint32_t source, struct m2n__piece *pieces)
 {
 	const struct m2n__batch *b = r->b;
 	size_t n = 0;
@@ -116,27 +117,28 @@ static size_t gather_rows(const struct reply *r, uint32_t source, struct m2n_iov
 	for (uint32_t i = b->shares[source].segment; i; i = b->next_segment[i - 1]) {
 		const struct m2n_segment *s = &b->segments[i - 1];
 
-		iov[n++] =
-			(struct m2n_iov){r->rows + s->first_row * r->stride, s->n_rows * r->stride};
+		pieces[n++] = (struct m2n__piece){
+			r->rows + s->first_row * r->stride, s->n_rows * r->stride, r->reg};
 	}
 	return n;
 }
 
-/* Messaging with sums, or with rows that are not dense: staging first. */
+/* Messaging with sums, or with rows that are not dense or not registered: staging first. */
 static int put_rows(const struct reply *r, struct m2n__tx *tx, uint32_t source, uint32_t slot,
 	size_t place, uint32_t *n_puts)
 {
 	struct m2n_channel *ch = r->ch;
 	const struct m2n__share *share = &r->b->shares[source];
 	size_t bytes = n_reply_rows(ch, share) * ch->p.out_row_bytes;
-	struct m2n_iov one;
+	struct m2n__piece one;
 	uint8_t *made;
 
 	if (!bytes)
 		return 0;
-	if (!ch->p.reduce_at_expert && r->stride == ch->p.out_row_bytes)
-		return m2n__tx_put_region(ch->reply, tx, slot, place, ch->reply_iov,
-			gather_rows(r, source, ch->reply_iov), n_puts);
+	if (!ch->p.reduce_at_expert && r->stride == ch->p.out_row_bytes &&
+		(r->reg || !ch->ctx->needs_mr))
+		return m2n__tx_put_region(ch->reply, tx, slot, place, ch->reply_pieces,
+			gather_rows(r, source, ch->reply_pieces), n_puts);
 	made = m2n__replies_staging(ch, r->round_slot, source);
 	if (!made)
 		return m2n__error(-ENOMEM, "%s: no memory to stage replies", ch->title);
@@ -145,7 +147,7 @@ static int put_rows(const struct reply *r, struct m2n__tx *tx, uint32_t source, 
 	else
 		store_rows(r, source, made);
 	m2n__tally_add(&tx->tally.staged_bytes, bytes);
-	one = (struct m2n_iov){made, bytes};
+	one = (struct m2n__piece){made, bytes, ch->made_replies.reg};
 	return m2n__tx_put_region(ch->reply, tx, slot, place, &one, 1, n_puts);
 }
 
@@ -306,7 +308,10 @@ int m2n_combine_send(struct m2n_channel *ch, const struct m2n_combine_send_param
 	if (rc)
 		return rc;
 	r = (struct reply){
-		ch, b, p->rows, p->row_stride ? p->row_stride : ch->p.out_row_bytes, slot};
+		ch, b, p->rows, p->row_stride ? p->row_stride : ch->p.out_row_bytes, slot, NULL};
+	if (m2n__ctx_is_messaging(ch->ctx) && b->pub.n_rows)
+		r.reg = m2n__mem_find(ch->ctx, r.rows,
+			(b->pub.n_rows - 1) * r.stride + ch->p.out_row_bytes);
 	rc = reply_all(&r);
 	b->held = 0;
 	b->pub.segments = NULL;

@@ -66,11 +66,22 @@ static void find_host_id(struct m2n_ctx *ctx)
 	snprintf(ctx->host_id, sizeof(ctx->host_id), "%s.%lu", boot, (unsigned long)st.st_ino);
 }
 
+static void log_line(void *arg, enum m2n_log_level level, const char *line)
+{
+	struct m2n_ctx *ctx = arg;
+
+	m2n__log(&ctx->log, level, "%s", line);
+}
+
 static int open_backend(struct m2n_ctx *ctx, const struct m2n__backend_ops *ops)
 {
-	struct m2n__backend *b = &ctx->backends[ctx->n_backends++];
+	unsigned index = ctx->n_backends++;
+	struct m2n__backend *b = &ctx->backends[index];
 	struct m2n__iface_params params = {
 		.options = &ctx->options,
+		.log = log_line,
+		.log_arg = ctx,
+		.index = index,
 		.host_id = ctx->host_id,
 		.signals = ctx->signals,
 		.signal_mem = ctx->signal_mem,
@@ -88,22 +99,19 @@ static int open_backend(struct m2n_ctx *ctx, const struct m2n__backend_ops *ops)
 		return rc;
 	}
 	b->iface->ops = &b->ops;
-	if (!(b->ops.caps & M2N__CAP_MAPPED))
-		ctx->polled[ctx->n_polled++] = b->iface;
-	if (b->ops.caps & M2N__CAP_SLEEP && !ctx->sleeper)
-		ctx->sleeper = b->iface;
 	return 0;
 }
 
-static const struct m2n__backend_ops *find_backend(const char *name)
+static const struct m2n__backend_ops *find_backend(const char *name, size_t length)
 {
 	for (unsigned i = 0; m2n__backends[i]; i++)
-		if (strcmp(m2n__backends[i]->name, name) == 0)
+		if (strlen(m2n__backends[i]->name) == length &&
+			memcmp(m2n__backends[i]->name, name, length) == 0)
 			return m2n__backends[i];
 	return NULL;
 }
 
-static int no_such_backend(const char *name)
+static int no_such_backend(const char *name, size_t length)
 {
 	char names[128] = "";
 	size_t at = 0;
@@ -112,43 +120,63 @@ static int no_such_backend(const char *name)
 		at += (size_t)snprintf(
 			names + at, sizeof(names) - at, ", %s", m2n__backends[i]->name);
 	return m2n__error(M2N_ERR_BACKEND,
-		"backend '%s' is not in this build; there are: auto%s, fault:NAME", name, names);
+		"backend '%.*s' is not in this build; there are: auto%s, fault:NAME", (int)length,
+		name, names);
+}
+
+static int open_interposer(struct m2n_ctx *ctx, const char *inner)
+{
+	/* The interposer's inner table must outlive the context: one, as the header says. */
+	static struct m2n__backend_ops fault_inner;
+	const struct m2n__backend_ops *ops = find_backend(inner, strlen(inner));
+
+	if (!ops || !(ops->caps & M2N__CAP_MAPPED))
+		return ops ? m2n__error(M2N_ERR_BACKEND, "fault: '%s' is not a mapped backend",
+				     inner)
+			   : no_such_backend(inner, strlen(inner));
+	m2n__fault_wrap(m2n__backend_resolve(ops, &fault_inner));
+	return open_backend(ctx, &m2n__backend_fault);
+}
+
+/* Is the backend in a list of names, by commas? All names must be known. */
+static int is_wanted(const char *list, const struct m2n__backend_ops *ops)
+{
+	int wanted = 0;
+
+	for (;;) {
+		size_t n = strcspn(list, ",");
+
+		if (!find_backend(list, n))
+			return no_such_backend(list, n);
+		wanted |= find_backend(list, n) == ops;
+		if (!list[n])
+			return wanted;
+		list += n + 1;
+	}
 }
 
 static int open_backends(struct m2n_ctx *ctx)
 {
-	/* The interposer's inner table must outlive the context: one, as the header says. */
-	static struct m2n__backend_ops fault_inner;
 	const char *want = ctx->options.backend;
 	int is_auto = strcmp(want, "auto") == 0;
-	const struct m2n__backend_ops *ops;
 
-	if (strncmp(want, "fault:", 6) == 0) {
-		ops = find_backend(want + 6);
-		if (!ops || !(ops->caps & M2N__CAP_MAPPED))
-			return ops ? m2n__error(M2N_ERR_BACKEND,
-					     "fault: '%s' is not a mapped backend", want + 6)
-				   : no_such_backend(want + 6);
-		m2n__fault_wrap(m2n__backend_resolve(ops, &fault_inner));
-		return open_backend(ctx, &m2n__backend_fault);
-	}
-	if (!is_auto) {
-		ops = find_backend(want);
-		if (!ops)
-			return no_such_backend(want);
-	}
+	if (strncmp(want, "fault:", 6) == 0)
+		return open_interposer(ctx, want + 6);
 	for (unsigned i = 0; m2n__backends[i]; i++) {
-		if (is_auto || strcmp(m2n__backends[i]->name, want) == 0) {
-			int rc = open_backend(ctx, m2n__backends[i]);
+		int wanted = is_auto ? 1 : is_wanted(want, m2n__backends[i]), rc;
+		struct m2n__backend *b;
 
+		if (wanted < 0)
+			return wanted;
+		if (wanted) {
+			rc = open_backend(ctx, m2n__backends[i]);
 			if (rc && !is_auto)
 				return rc;
-		} else {
-			struct m2n__backend *b = &ctx->backends[ctx->n_backends++];
-
-			m2n__backend_resolve(m2n__backends[i], &b->ops);
-			snprintf(b->reason, sizeof(b->reason), "BACKEND is '%s'", want);
+			continue;
 		}
+		b = &ctx->backends[ctx->n_backends++];
+		m2n__backend_resolve(m2n__backends[i], &b->ops);
+		snprintf(b->reason, sizeof(b->reason), "BACKEND is '%s'", want);
 	}
 	return 0;
 }
@@ -180,9 +208,8 @@ static int open_parts(struct m2n_ctx *ctx)
 			kernels);
 	find_host_id(ctx);
 	ctx->spin_ns = ctx->options.spin_ns;
-	/* Only messaging backends use the table: address space until then. */
-	rc = m2n__mem_alloc(bytes, strncmp(ctx->options.backend, "fault:", 6) ? 0 : bytes,
-		M2N__HUGE_NO, &ctx->signal_mem);
+	/* Only messaging backends use the table: address space until one is started. */
+	rc = m2n__mem_alloc(bytes, 0, M2N__HUGE_NO, &ctx->signal_mem);
 	if (rc)
 		return rc;
 	ctx->signals = ctx->signal_mem->base;
@@ -240,6 +267,7 @@ void m2n_ctx_close(struct m2n_ctx *ctx)
 		m2n__log(&ctx->log, M2N_LOG_WARN, "context closed with a group still joined");
 	while (ctx->groups)
 		m2n_group_leave(ctx->groups);
+	m2n__graves_free(ctx);
 	m2n__mems_close(ctx);
 	for (unsigned i = 0; i < ctx->n_backends; i++)
 		if (ctx->backends[i].iface)
@@ -263,10 +291,8 @@ void m2n__ctx_unlock(struct m2n_ctx *ctx)
 
 int m2n__ctx_poll(struct m2n_ctx *ctx)
 {
-	int n = 0;
+	int n = m2n__ctx_progress(ctx);
 
-	for (unsigned i = 0; i < ctx->n_polled; i++)
-		n += ctx->polled[i]->ops->progress(ctx->polled[i]);
 	m2n__grants_poll(ctx);
 	if (pthread_mutex_trylock(&ctx->lock))
 		return n; /* another thread is at it */

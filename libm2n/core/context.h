@@ -18,12 +18,12 @@
 #include "core/option.h"
 #include "kernel/kernel.h"
 
-#define M2N__MAX_BACKENDS 8
 #define M2N__CACHE_LINE 64
 
 struct m2n__backend {
 	struct m2n__backend_ops ops; /* resolved */
 	struct m2n__iface *iface;    /* NULL: not usable */
+	int started;                 /* a peer was connected: it knows all memory */
 	char reason[160];
 };
 
@@ -40,9 +40,12 @@ struct m2n_ctx {
 	pthread_mutex_t lock; /* recursive */
 	struct m2n__backend backends[M2N__MAX_BACKENDS];
 	unsigned n_backends;
+	/* Of the backends that were started; they only grow. */
 	struct m2n__iface *polled[M2N__MAX_BACKENDS]; /* those that are not mapped */
-	unsigned n_polled;
-	struct m2n__iface *sleeper; /* whose arm/wait waits use; NULL: yield only */
+	atomic_uint n_polled;
+	_Atomic(struct m2n__iface *) sleeper; /* whose arm/wait waits use; NULL: yield only */
+	atomic_int others_come;               /* signals that the sleeper does not see */
+	atomic_int needs_mr; /* one of them sends only from registered memory */
 	struct m2n__mem *signal_mem;
 	_Atomic uint64_t *signals;
 	uint32_t n_signals_used;
@@ -50,6 +53,9 @@ struct m2n_ctx {
 	uint32_t n_free_signals;
 	struct m2n_group *groups; /* linked list, under lock */
 	struct m2n_mem *mems;
+	struct m2n__grave *graves; /* of groups that were left: peers may still write to them */
+	struct m2n__known *known; /* all memory that backends register, under lock */
+	_Atomic(struct m2n__mem_table *) mem_table;
 	struct m2n_channel *exact; /* channels with exact placement, under lock */
 	atomic_uint n_ungranted;   /* rounds of theirs whose rows wait for a grant */
 	_Atomic int64_t last_poll_ns;
@@ -69,17 +75,42 @@ int m2n__ctx_poll_sometimes(struct m2n_ctx *ctx, int64_t now_ns);
 /* Sends the rows of all channels whose grants came. Any wait does: peers may depend on them. */
 void m2n__grants_poll(struct m2n_ctx *ctx);
 
-/* Registrations of one memory with the backends of a context. */
-struct m2n__reg {
-	struct m2n__mr *mr[M2N__MAX_BACKENDS]; /* by backend index; NULL: not registered there */
-};
-/* Memory of the library's own that peers shall reach: alloc + register. */
+/* Moves what messaging backends have. On the data path: no lock. */
+static inline int m2n__ctx_progress(struct m2n_ctx *ctx)
+{
+	/* A6: pairs with R6 in m2n__backend_started(). */
+	unsigned n = atomic_load_explicit(&ctx->n_polled, memory_order_acquire);
+	int events = 0;
+
+	for (unsigned i = 0; i < n; i++)
+		events += ctx->polled[i]->ops->progress(ctx->polled[i]);
+	return events;
+}
+
+static inline int m2n__ctx_is_messaging(struct m2n_ctx *ctx)
+{
+	return atomic_load_explicit(&ctx->n_polled, memory_order_relaxed) != 0;
+}
+
+/*
+ * The first connection of a backend: pages for what it needs before, and after it all memory of
+ * the context is registered with it. 0 or the error of a registration. Under lock.
+ */
+int m2n__backend_start(struct m2n_ctx *ctx, unsigned index);
+int m2n__backend_started(struct m2n_ctx *ctx, unsigned index);
+
+/* Memory of the library's own that peers shall reach, or rows are sent from: alloc + register. */
 struct m2n__shared {
 	struct m2n__mem *mem;
-	struct m2n__reg reg;
+	const struct m2n__reg *reg;
 };
 int m2n__shared_alloc(struct m2n_ctx *ctx, size_t bytes, size_t commit, struct m2n__shared *s);
+/* For bytes on their way out only: no peer reaches it. Takes the lock. */
+int m2n__staging_alloc(struct m2n_ctx *ctx, size_t bytes, struct m2n__shared *s);
 void m2n__shared_free(struct m2n_ctx *ctx, struct m2n__shared *s);
+
+/* The registrations of the caller's memory that holds these bytes; NULL: none. No lock. */
+const struct m2n__reg *m2n__mem_find(struct m2n_ctx *ctx, const void *base, size_t bytes);
 
 /* Frees what users left registered; with a warning each. */
 void m2n__mems_close(struct m2n_ctx *ctx);

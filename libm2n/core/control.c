@@ -229,7 +229,7 @@ void m2n__conn_send(
 	flush_out(conn);
 }
 
-static void reject(struct m2n__conn *conn, int status)
+void m2n__conn_reject(struct m2n__conn *conn, int status)
 {
 	uint8_t body[600];
 	struct m2n__cursor c = {body, body + sizeof(body), 0};
@@ -282,7 +282,8 @@ static int rival_stands(
 			: m2n__error(-EALREADY, "connected already");
 	if (rival->state == OPEN)
 		return 0;
-	if (conn->group->rank < peer->rank && !conn->group->replacing && !peer->incarnation)
+	if (conn->group->rank < peer->rank && !conn->group->replacing &&
+		(!peer->incarnation || peer->incarnation == incarnation))
 		return m2n__error(-EALREADY, "the lower rank's call stands");
 	return 0;
 }
@@ -372,6 +373,17 @@ static int check_proof(struct m2n__conn *conn, enum m2n__auth_role role, const u
 		  : 0;
 }
 
+static int opened(struct m2n__conn *conn)
+{
+	int rc;
+
+	conn->state = OPEN;
+	rc = m2n__peer_opened(conn->peer, conn, conn->record);
+	free(conn->record);
+	conn->record = NULL;
+	return rc;
+}
+
 static int on_challenge(struct m2n__conn *conn, struct m2n__cursor *c)
 {
 	uint8_t proof[M2N__AUTH_PROOF_BYTES];
@@ -392,8 +404,7 @@ static int on_challenge(struct m2n__conn *conn, struct m2n__cursor *c)
 	m2n__conn_send(conn, M2N__FRAME_PROOF, proof, sizeof(proof));
 	if (conn->state == DEAD)
 		return 0;
-	conn->state = OPEN;
-	return m2n__peer_opened(conn->peer, conn, conn->record);
+	return opened(conn);
 }
 
 static int on_proof(struct m2n__conn *conn, struct m2n__cursor *c)
@@ -408,8 +419,7 @@ static int on_proof(struct m2n__conn *conn, struct m2n__cursor *c)
 	if (rc)
 		return rc;
 	end_rival(conn->peer, conn->record->incarnation);
-	conn->state = OPEN;
-	return m2n__peer_opened(conn->peer, conn, conn->record);
+	return opened(conn);
 }
 
 static void on_reject(struct m2n__conn *conn, struct m2n__cursor *c)
@@ -419,12 +429,13 @@ static void on_reject(struct m2n__conn *conn, struct m2n__cursor *c)
 	char text[200];
 
 	m2n__get_text(c, text, sizeof(text));
-	if (peer && conn->state != OPEN && code != EALREADY && code > 0 && code < 2000) {
+	if (peer && (conn->state != OPEN || peer->connecting) && code != EALREADY && code > 0 &&
+		code < 2000) {
 		peer->fatal = -(int)code;
 		snprintf(peer->fatal_text, sizeof(peer->fatal_text), "rank %d refused: %s",
 			peer->rank, text);
 	}
-	if (peer && conn->state == OPEN && code == EALREADY) {
+	if (peer && conn->state == OPEN && !peer->connecting && code == EALREADY) {
 		/* calls crossed, and the other one stands: its proof is on the way */
 		m2n__peer_lost(peer, M2N_PEER_JOINING, text);
 		m2n__peer_want(peer);
@@ -456,7 +467,10 @@ static int on_frame(struct m2n__conn *conn, const struct m2n__frame_head *head, 
 	case M2N__FRAME_LINK:
 	case M2N__FRAME_UNLINK:
 	case M2N__FRAME_START:
+	case M2N__FRAME_UNLINKED:
 		return m2n__link_frame(conn->peer, head->type, body, head->body_bytes);
+	case M2N__FRAME_GREET:
+		return m2n__peer_greeted(conn->peer, body, head->body_bytes);
 	case M2N__FRAME_BYE:
 		m2n__peer_lost(conn->peer, M2N_PEER_LEFT, "it left the group");
 		return 0;
@@ -487,7 +501,7 @@ static void take_frames(struct m2n__conn *conn)
 					"%s", m2n_error_text());
 			}
 			if (conn->state != DEAD)
-				reject(conn, rc);
+				m2n__conn_reject(conn, rc);
 			return;
 		}
 		at += M2N__FRAME_HEAD_BYTES + head.body_bytes;

@@ -276,9 +276,9 @@ static void send_grant(struct m2n_channel *ch, struct m2n__batch *b, uint32_t so
 		m2n__tx_signal(x, tx, slot, b->pub.round);
 		m2n__tx_notify(tx);
 	} else {
-		struct m2n_iov iov = {at, head->bytes};
+		struct m2n__piece piece = {at, head->bytes, tx->stage.reg};
 
-		(void)m2n__tx_put_slot(x, tx, slot, b->pub.round, head, &iov, 1);
+		(void)m2n__tx_put_slot(x, tx, slot, b->pub.round, head, &piece, 1);
 	}
 	/* a refused source sends no body: its head is all there is to take */
 	if (share->state == SHARE_REFUSED)

@@ -205,11 +205,11 @@ static int send_messages(
 
 	fill_head(ch, open, j, &head, &l);
 	fill_meta(ch, plan, j, &l, meta);
-	ch->iov[0] = (struct m2n_iov){meta, l.scales};
+	ch->pieces[0] = (struct m2n__piece){meta, l.scales, tx->stage.reg};
 	if (ch->p.placement == M2N_PLACEMENT_SLOT)
 		n = m2n__rows_gather(ch, open, slot, plan->unique_first[j],
-			plan->unique_first[j + 1], l.rows - l.scales, ch->iov, n, tx);
-	return m2n__tx_put_slot(ch->dispatch, tx, slot, open->round, &head, ch->iov, n);
+			plan->unique_first[j + 1], l.rows - l.scales, ch->pieces, n, tx);
+	return m2n__tx_put_slot(ch->dispatch, tx, slot, open->round, &head, ch->pieces, n);
 }
 
 /* Everything that goes out at once: heads, and rows unless they wait for a grant. */
@@ -267,17 +267,18 @@ static int begin(struct m2n_channel *ch, const struct m2n_dispatch_send_params *
 		waited = wait_credits(ch, open, slot, round, p->timeout_ns);
 	else
 		waited = m2n__region_pick(ch->reply, slot, &open->place);
-	if (!waited && (ch->p.cast || p->row_weights) && ch->ctx->n_polled)
-		waited = m2n__rows_reserve(ch);
 	if (waited)
 		return waited;
-	open->round = round;
-	open->busy = ch->own_sinks;
 	open->send = *p;
 	if (!p->row_stride)
 		open->send.row_stride = ch->p.row_bytes * (ch->p.cast ? 2 : 1);
 	if (!p->scale_stride)
 		open->send.scale_stride = ch->p.scale_bytes;
+	waited = m2n__rows_prepare(ch, open);
+	if (waited)
+		return waited;
+	open->round = round;
+	open->busy = ch->own_sinks;
 	return rc;
 }
 

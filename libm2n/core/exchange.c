@@ -147,12 +147,57 @@ static int put_mapped(struct m2n_exchange *x, struct m2n__tx *tx, const struct m
 	return 0;
 }
 
+/*
+ * The message as pieces with their registrations; in staging where memory is not registered and
+ * has to be. Returns their number, SIZE_MAX with text when there is no memory.
+ */
+static size_t gather(struct m2n_exchange *x, struct m2n__tx *tx, const struct m2n_iov *iov,
+	size_t n_iov, size_t bytes)
+{
+	const struct m2n__iface *iface = tx->ep->iface;
+	int must = iface->needs_mr && bytes + sizeof(struct m2n__slot_head) > iface->max_inline;
+	uint8_t *at;
+
+	if (n_iov + 1 > x->room_pieces) {
+		void *grown = realloc(x->pieces, (n_iov + 16) * sizeof(*x->pieces));
+
+		if (!grown) {
+			m2n__error(-ENOMEM, "%s: no memory for %zu pieces", x->title, n_iov);
+			return SIZE_MAX;
+		}
+		x->pieces = grown;
+		x->room_pieces = n_iov + 16;
+	}
+	for (size_t i = 0; i < n_iov; i++) {
+		const struct m2n__reg *reg = m2n__mem_find(x->ctx, iov[i].base, iov[i].bytes);
+
+		if (must && iov[i].bytes && !reg)
+			goto stage;
+		x->pieces[i] = (struct m2n__piece){iov[i].base, iov[i].bytes, reg};
+	}
+	return n_iov;
+stage:
+	at = m2n__tx_bounce(x, tx, tx->slot);
+	if (!at)
+		return SIZE_MAX;
+	x->pieces[0] = (struct m2n__piece){at, bytes, tx->bounce.reg};
+	for (size_t i = 0; i < n_iov; at += iov[i++].bytes)
+		x->ctx->kernels->copy(at, iov[i].base, iov[i].bytes);
+	m2n__tally_add(&tx->tally.staged_bytes, bytes);
+	return 1;
+}
+
 static int put_messaging(struct m2n_exchange *x, struct m2n__tx *tx, const struct m2n_iov *iov,
 	size_t n_iov, size_t bytes)
 {
 	struct m2n__slot_head head = {.bytes = bytes};
+	size_t n = gather(x, tx, iov, n_iov, bytes);
+	int rc = n > n_iov + 1 ? -ENOMEM
+			   : m2n__tx_put_slot(x, tx, tx->slot, tx->seq, &head, x->pieces, n);
 
-	return m2n__tx_put_slot(x, tx, tx->slot, tx->seq, &head, iov, n_iov);
+	return rc == M2N_ERR_PEER_LOST ? m2n__error_at(rc, "%s: rank %d is lost", x->title,
+						 tx->peer->rank)
+				       : rc;
 }
 
 /*

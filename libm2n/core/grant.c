@@ -33,18 +33,19 @@ static int send_range(struct m2n_channel *ch, struct m2n__open *open, uint32_t s
 		m2n__rows_store_range(ch, open, first, end, tx->region + rows, tx->region + scales);
 		return 0;
 	}
-	pieces = m2n__rows_gather(ch, open, slot, first, end, 0, ch->iov, 0, tx);
+	pieces = m2n__rows_gather(ch, open, slot, first, end, 0, ch->pieces, 0, tx);
 	/* the list is scales, then rows: they go to two places */
 	for (n_scales = 0, rc = 0; n_scales < pieces && ch->p.scale_bytes; n_scales++) {
 		if (rc == (int)((end - first) * ch->p.scale_bytes))
 			break;
-		rc += (int)ch->iov[n_scales].bytes;
+		rc += (int)ch->pieces[n_scales].bytes;
 	}
 	rc = n_scales
-		     ? m2n__tx_put_region(ch->dispatch, tx, slot, scales, ch->iov, n_scales, n_puts)
+		     ? m2n__tx_put_region(
+			       ch->dispatch, tx, slot, scales, ch->pieces, n_scales, n_puts)
 		     : 0;
 	return rc ? rc
-		  : m2n__tx_put_region(ch->dispatch, tx, slot, rows, ch->iov + n_scales,
+		  : m2n__tx_put_region(ch->dispatch, tx, slot, rows, ch->pieces + n_scales,
 			    pieces - n_scales, n_puts);
 }
 

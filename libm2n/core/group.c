@@ -76,11 +76,11 @@ void m2n__count_local(struct m2n_ctx *ctx, int change)
 	ctx->spin_ns = (long)n + 1 > cores ? 0 : ctx->options.spin_ns;
 }
 
-static int choose_backend(struct m2n__peer *peer, const struct m2n__record *record)
+/* The best backend that both sides have; *at: its place in the record. -1: none. */
+static int best_backend(
+	const struct m2n_ctx *ctx, const struct m2n__record *record, unsigned *at)
 {
-	struct m2n_ctx *ctx = peer->group->ctx;
 	int best = -1;
-	unsigned best_at = 0;
 
 	for (unsigned i = 0; i < ctx->n_backends; i++) {
 		const struct m2n__backend *b = &ctx->backends[i];
@@ -93,9 +93,19 @@ static int choose_backend(struct m2n__peer *peer, const struct m2n__record *reco
 					record->backends[k].bytes))
 				continue;
 			best = (int)i;
-			best_at = k;
+			*at = k;
 		}
 	}
+	return best;
+}
+
+static int connect_backend(struct m2n__peer *peer, const struct m2n__record *record)
+{
+	struct m2n_ctx *ctx = peer->group->ctx;
+	struct m2n__backend *b;
+	unsigned at = 0;
+	int best = best_backend(ctx, record, &at), rc;
+
 	if (best < 0)
 		return m2n__error(M2N_ERR_BACKEND,
 			"no backend of rank %d reaches rank %d (BACKEND is '%s', host '%s' and "
@@ -103,41 +113,140 @@ static int choose_backend(struct m2n__peer *peer, const struct m2n__record *reco
 			"m2n_info says why others are not used",
 			peer->group->rank, peer->rank, ctx->options.backend, ctx->host_id,
 			record->host_id);
+	b = &ctx->backends[best];
 	peer->backend = (unsigned)best;
-	return ctx->backends[best].ops.connect(ctx->backends[best].iface,
-		record->backends[best_at].blob, record->backends[best_at].bytes, &peer->ep);
+	rc = b->started ? 0 : m2n__backend_start(ctx, peer->backend);
+	if (!rc)
+		rc = b->ops.connect(b->iface, record->backends[at].blob,
+			record->backends[at].bytes, &peer->ep);
+	if (rc)
+		return m2n__error_at(rc, "rank %d to rank %d", peer->group->rank, peer->rank);
+	peer->ep->ops = &b->ops;
+	rc = m2n__backend_started(ctx, peer->backend);
+	if (rc)
+		b->ops.disconnect(peer->ep);
+	return rc;
 }
 
-int m2n__peer_opened(
-	struct m2n__peer *peer, struct m2n__conn *conn, const struct m2n__record *record)
+static int fail(struct m2n__peer *peer, int rc)
+{
+	peer->fatal = rc;
+	snprintf(peer->fatal_text, sizeof(peer->fatal_text), "%s", m2n_error_text());
+	return rc;
+}
+
+/* Forgets a connection that never came to be ready. */
+static void abandon(struct m2n__peer *peer, const char *reason)
+{
+	peer->connecting = 0;
+	peer->group->n_connecting--;
+	peer->ep->ops->disconnect(peer->ep);
+	peer->ep = NULL;
+	peer->retry_ns = m2n__deadline_ns(RETRY_NS);
+	snprintf(peer->reason, sizeof(peer->reason), "%.127s", reason);
+	if (peer->conn)
+		m2n__conn_end(peer->conn, 0);
+}
+
+/* The connection is ready: links come up. */
+static void go_live(struct m2n__peer *peer)
 {
 	struct m2n_group *group = peer->group;
-	struct m2n_ctx *ctx = group->ctx;
-	int rc = choose_backend(peer, record);
 
-	if (rc) {
-		peer->ep = NULL;
-		peer->fatal = rc;
-		snprintf(peer->fatal_text, sizeof(peer->fatal_text), "%s", m2n_error_text());
-		return rc;
-	}
-	peer->ep->ops = &ctx->backends[peer->backend].ops;
-	peer->conn = conn;
-	peer->incarnation = record->incarnation;
-	peer->same_host = strcmp(record->host_id, ctx->host_id) == 0;
+	if (peer->connecting)
+		group->n_connecting--;
+	peer->connecting = 0;
 	peer->reason[0] = '\0';
 	peer->fatal = 0;
 	if (peer->wanted)
 		group->n_to_dial--;
 	peer->wanted = 0;
-	if (peer->same_host && conn)
-		m2n__count_local(ctx, 1);
+	if (peer->same_host && peer->conn)
+		m2n__count_local(group->ctx, 1);
 	set_state(peer, M2N_PEER_LIVE);
-	m2n__log(&ctx->log, M2N_LOG_DEBUG, "rank %d: peer %d by %s", group->rank, peer->rank,
-		peer->ep->ops->name);
+	m2n__log(&group->ctx->log, M2N_LOG_DEBUG, "rank %d: peer %d by %s", group->rank,
+		peer->rank, peer->ep->ops->name);
 	for (struct m2n_exchange *x = group->exchanges; x; x = m2n__exchange_next(x))
 		m2n__exchange_peer_live(x, peer);
+}
+
+static int greet(struct m2n__peer *peer)
+{
+	uint8_t greeting[M2N__GREETING_BYTES];
+	size_t n = sizeof(greeting);
+	int rc = peer->ep->ops->greeting(peer->ep, greeting, &n);
+
+	if (rc)
+		return rc;
+	if (!peer->conn)
+		return m2n__peer_greeted(peer, greeting, n);
+	m2n__conn_send(peer->conn, M2N__FRAME_GREET, greeting, n);
 	return 0;
+}
+
+int m2n__peer_opened(
+	struct m2n__peer *peer, struct m2n__conn *conn, const struct m2n__record *record)
+{
+	struct m2n_ctx *ctx = peer->group->ctx;
+	int rc = connect_backend(peer, record);
+
+	if (rc) {
+		peer->ep = NULL;
+		return fail(peer, rc);
+	}
+	peer->conn = conn;
+	peer->incarnation = record->incarnation;
+	peer->same_host = strcmp(record->host_id, ctx->host_id) == 0;
+	if (!(peer->ep->ops->caps & M2N__CAP_GREETS)) {
+		go_live(peer);
+		return 0;
+	}
+	peer->connecting = 1;
+	peer->met = 0;
+	peer->group->n_connecting++;
+	rc = greet(peer);
+	if (!rc)
+		return 0;
+	fail(peer, rc);
+	peer->conn = NULL; /* the caller ends it with the reason */
+	abandon(peer, peer->fatal_text);
+	return m2n__error(rc, "%s", peer->fatal_text);
+}
+
+int m2n__peer_greeted(struct m2n__peer *peer, const void *greeting, size_t bytes)
+{
+	int rc;
+
+	if (!peer->connecting || peer->met)
+		return m2n__error(M2N_ERR_PROTOCOL, "rank %d sent a greeting that nobody waits for",
+			peer->rank);
+	peer->met = 1;
+	rc = peer->ep->ops->meet(peer->ep, greeting, bytes);
+	return rc ? fail(peer, rc) : 0;
+}
+
+/* Connections that greet: which of them became ready, which cannot? */
+static void look_at_connecting(struct m2n_group *group)
+{
+	for (int r = 0; group->n_connecting && r < group->n_peers; r++) {
+		struct m2n__peer *peer = group->peers[r];
+		int rc = peer && peer->connecting && peer->met ? peer->ep->ops->ready(peer->ep)
+							       : -EAGAIN;
+
+		if (rc == -EAGAIN)
+			continue;
+		if (!rc) {
+			go_live(peer);
+			continue;
+		}
+		fail(peer, rc);
+		m2n__log(&group->ctx->log, M2N_LOG_WARN, "rank %d: peer %d: %s", group->rank,
+			peer->rank, peer->fatal_text);
+		if (peer->conn)
+			m2n__conn_reject(peer->conn, rc);
+		else
+			abandon(peer, peer->fatal_text);
+	}
 }
 
 void m2n__peer_lost(struct m2n__peer *peer, enum m2n_peer_state state, const char *reason)
@@ -145,6 +254,10 @@ void m2n__peer_lost(struct m2n__peer *peer, enum m2n_peer_state state, const cha
 	struct m2n_group *group = peer->group;
 	struct m2n__old_ep *old;
 
+	if (peer->connecting) {
+		abandon(peer, reason);
+		return;
+	}
 	if (state_of(peer) != M2N_PEER_LIVE)
 		return;
 	set_state(peer, state);
@@ -206,7 +319,10 @@ void m2n__peer_send(
 		(void)m2n__link_frame(peer, type, body, bytes); /* to ourselves */
 }
 
-/* Calls one peer, if it is for us to call and its address is known. */
+/*
+ * Calls one peer, if it is for us to call and its address is known. A process that was lost and
+ * is still the one in the store may be called again by either side: its link may have come back.
+ */
 static void dial(struct m2n__peer *peer)
 {
 	struct m2n_group *group = peer->group;
@@ -215,48 +331,75 @@ static void dial(struct m2n__peer *peer)
 	struct m2n__record record;
 	char key[M2N__STORE_KEY_MAX];
 	size_t n = sizeof(bytes);
+	int calls = group->rank < peer->rank || group->replacing;
 
 	if (peer->rank == group->rank) {
 		m2n__peer_opened(peer, NULL, &group->record);
 		return;
 	}
-	if (group->rank > peer->rank && !group->replacing)
+	if (!calls && !peer->incarnation)
 		return; /* it calls us */
 	peer->retry_ns = m2n__deadline_ns(RETRY_NS);
 	m2n__peer_key(group, peer->rank, key);
 	if (group->store->ops->get(group->store, key, bytes, &n, 0))
 		return;
 	cursor.end = bytes + n;
-	if (m2n__record_unpack(&record, &cursor) || record.incarnation == peer->incarnation)
-		return; /* unreadable, or still the lost process's */
+	if (m2n__record_unpack(&record, &cursor) ||
+		(!calls && record.incarnation != peer->incarnation))
+		return; /* unreadable, or for the new process to call */
 	if (m2n__control_dial(peer, &record))
 		m2n__log(&group->ctx->log, M2N_LOG_DEBUG, "%s", m2n_error_text());
 }
 
-int m2n__group_poll(struct m2n_group *group)
+static void dial_all(struct m2n_group *group)
 {
-	int n = 0;
+	int64_t now = m2n__now_ns();
 
-	if (group->n_to_dial) {
-		int64_t now = m2n__now_ns();
-
-		for (int r = 0; r < group->n_peers; r++) {
-			struct m2n__peer *peer = group->peers[r];
-
-			if (peer && peer->wanted && !peer->conn && !peer->fatal &&
-				peer->retry_ns <= now)
-				dial(peer);
-		}
-	}
-	n += m2n__control_poll(group);
-	for (int r = 0; group->ctx->n_polled && r < group->n_peers; r++) {
+	for (int r = 0; r < group->n_peers; r++) {
 		struct m2n__peer *peer = group->peers[r];
 
-		if (peer && peer->ep && peer->ep->ops->check(peer->ep)) {
-			m2n__peer_lost(peer, M2N_PEER_LOST, m2n_error_text());
-			n++;
-		}
+		if (peer && peer->wanted && !peer->conn && !peer->fatal && !peer->connecting &&
+			peer->retry_ns <= now)
+			dial(peer);
 	}
+}
+
+/* Connections that broke, as backends know them. Returns how many. */
+static int check_connections(struct m2n_group *group)
+{
+	struct m2n_ctx *ctx = group->ctx;
+	unsigned n_polled = atomic_load_explicit(&ctx->n_polled, memory_order_acquire);
+	unsigned n_broken = 0;
+	int n = 0;
+
+	for (unsigned i = 0; i < n_polled; i++)
+		n_broken += atomic_load_explicit(&ctx->polled[i]->n_broken, memory_order_acquire);
+	if (n_broken == group->n_broken)
+		return 0;
+	group->n_broken = n_broken;
+	for (int r = 0; r < group->n_peers; r++) {
+		struct m2n__peer *peer = group->peers[r];
+
+		if (!peer || !peer->ep || peer->connecting || !peer->ep->ops->check(peer->ep))
+			continue;
+		m2n__peer_lost(peer, M2N_PEER_LOST, m2n_error_text());
+		n++;
+	}
+	return n;
+}
+
+int m2n__group_poll(struct m2n_group *group)
+{
+	int n;
+
+	if (group->n_to_dial)
+		dial_all(group);
+	n = m2n__control_poll(group);
+	if (group->n_connecting)
+		look_at_connecting(group);
+	n += check_connections(group);
+	if (group->graves || group->answers)
+		m2n__graves_poll(group);
 	return n;
 }
 

@@ -35,6 +35,8 @@ struct m2n__peer {
 	uint64_t incarnation; /* of the process that is or was there; 0: none yet */
 	struct m2n__conn *conn;
 	struct m2n__ep *ep;
+	int connecting;   /* the ep is there, but not ready: greetings are under way */
+	int met;          /* the peer's greeting came */
 	unsigned backend; /* index in the context */
 	int same_host;
 	int64_t retry_ns;
@@ -72,8 +74,12 @@ struct m2n_group {
 	unsigned n_pending;
 	struct m2n__old_ep *old_eps;
 	struct m2n_exchange *exchanges;
+	struct m2n__grave *graves;
+	struct m2n__answer *answers;
 	uint64_t next_conn_id, next_link_id;
 	unsigned n_to_dial; /* peers that drive() must look at */
+	unsigned n_connecting;
+	unsigned n_broken; /* of all backends' connections, when they were last looked at */
 };
 
 /* The peer of a rank, made when it is new; NULL with -EINVAL's or -ENOMEM's text. Under lock. */
@@ -110,11 +116,16 @@ void m2n__conn_end(struct m2n__conn *conn, int linger);
 int m2n__conn_lingers(struct m2n_group *group, uint64_t id);
 void m2n__conn_send(
 	struct m2n__conn *conn, enum m2n__frame_type type, const void *body, size_t bytes);
+/* Ends a connection with a word on why: the error text. */
+void m2n__conn_reject(struct m2n__conn *conn, int status);
 
 /* core/group.c, called by control.c. */
 /* Proven and agreed: choose a backend, connect, bring links up. 0 or a status for a REJECT. */
 int m2n__peer_opened(
 	struct m2n__peer *peer, struct m2n__conn *conn, const struct m2n__record *record);
+
+/* The peer's greeting. 0, or an error: the peer cannot be connected. */
+int m2n__peer_greeted(struct m2n__peer *peer, const void *greeting, size_t bytes);
 
 /* core/link.c, called by group.c and control.c. */
 void m2n__exchange_peer_live(struct m2n_exchange *exchange, struct m2n__peer *peer);
@@ -126,6 +137,11 @@ int m2n__link_frame(
 void m2n__group_forget(struct m2n_group *group, int rank);
 void m2n__exchange_close(struct m2n_exchange *exchange);
 struct m2n_exchange *m2n__exchange_next(struct m2n_exchange *exchange);
+/* core/link_end.c: memory of exchanges that were closed. */
+void m2n__graves_poll(struct m2n_group *group);
+/* What still waits is left to the context. */
+void m2n__graves_close(struct m2n_group *group);
+void m2n__graves_free(struct m2n_ctx *ctx);
 /* May a connection be closed: is no call writing into a peer's memory right now? */
 int m2n__group_is_idle(struct m2n_group *group);
 

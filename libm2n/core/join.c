@@ -186,6 +186,7 @@ static void free_peers(struct m2n_group *group)
 		old->ep->ops->disconnect(old->ep);
 		free(old);
 	}
+	m2n__graves_close(group);
 	while (group->pending) {
 		struct m2n__pending *pending = group->pending;
 

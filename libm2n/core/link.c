@@ -28,24 +28,63 @@ struct m2n_exchange *m2n__exchange_next(struct m2n_exchange *x)
 	return x->next;
 }
 
-static void throw_away(struct m2n_exchange *x, struct m2n__rmem **rmem, struct m2n__shared *area)
+static struct m2n__garbage *new_garbage(struct m2n_exchange *x)
 {
-	struct m2n__garbage *g;
+	struct m2n__garbage *g = calloc(1, sizeof(*g));
 
-	if (!(rmem && *rmem) && !(area && area->mem))
-		return;
-	g = calloc(1, sizeof(*g));
-	if (g) { /* else it stays mapped until the process ends */
-		g->rmem = rmem ? *rmem : NULL;
-		if (area)
-			g->area = *area;
+	if (g) { /* else what it would hold stays until the process ends */
 		g->next = x->garbage;
 		x->garbage = g;
 	}
-	if (rmem)
-		*rmem = NULL;
-	if (area)
-		memset(area, 0, sizeof(*area));
+	return g;
+}
+
+static void throw_away(struct m2n_exchange *x, struct m2n__rmem **rmem)
+{
+	struct m2n__garbage *g = *rmem ? new_garbage(x) : NULL;
+
+	if (g)
+		g->rmem = *rmem;
+	*rmem = NULL;
+}
+
+void m2n__exchange_keep(struct m2n_exchange *x, struct m2n__shared *area)
+{
+	struct m2n__garbage *g = area->mem ? new_garbage(x) : NULL;
+
+	if (g)
+		g->area = *area;
+	memset(area, 0, sizeof(*area));
+}
+
+/* The words of a sender that may still raise them. */
+static void keep_signals(struct m2n_exchange *x, struct m2n__rx *rx)
+{
+	struct m2n__garbage *g = rx->has_signals ? new_garbage(x) : NULL;
+
+	if (g) {
+		g->signal0 = rx->signal0;
+		g->n_signals = 2 * x->spec.n_slots;
+	}
+	rx->has_signals = 0;
+}
+
+void m2n__garbage_empty(struct m2n_ctx *ctx, struct m2n__garbage *garbage)
+{
+	m2n__shared_free(ctx, &garbage->area);
+	if (garbage->n_signals)
+		m2n__signal_free(ctx, garbage->signal0, garbage->n_signals);
+}
+
+void m2n__garbage_free(struct m2n_ctx *ctx, struct m2n__garbage *garbage)
+{
+	while (garbage) {
+		struct m2n__garbage *next = garbage->next;
+
+		m2n__garbage_empty(ctx, garbage);
+		free(garbage);
+		garbage = next;
+	}
 }
 
 /* Fresh receive space for a process that is new behind a rank. */
@@ -56,13 +95,13 @@ static int prepare_rx(struct m2n_exchange *x, struct m2n__rx *rx)
 	int rc = 0;
 
 	if (rx->was_linked) {
-		throw_away(x, NULL, &rx->area);
+		m2n__exchange_keep(x, &rx->area);
 		rc = m2n__shared_alloc(x->ctx, x->area_stride, n * x->stride, &rx->area);
 		if (rc)
 			return rc;
 		rx->slots = rx->area.mem->base;
 	}
-	throw_away(x, &rx->credits_rmem, NULL);
+	throw_away(x, &rx->credits_rmem);
 	rx->credits = NULL;
 	rx->mapped = mapped;
 	rx->ep = rx->peer->ep;
@@ -73,9 +112,7 @@ static int prepare_rx(struct m2n_exchange *x, struct m2n__rx *rx)
 	memset(rx->body_seen, 0, n * sizeof(*rx->body_seen));
 	if (mapped)
 		return 0;
-	if (rx->has_signals)
-		m2n__signal_free(x->ctx, rx->signal0, 2 * n);
-	rx->has_signals = 0;
+	keep_signals(x, rx);
 	rc = m2n__signal_alloc(x->ctx, 2 * n, &rx->signal0);
 	if (rc)
 		return rc;
@@ -91,12 +128,13 @@ static int prepare_tx(struct m2n_exchange *x, struct m2n__tx *tx)
 	uint32_t n = x->spec.n_slots;
 	size_t stage = n * m2n__stage_stride(&x->spec);
 
-	throw_away(x, &tx->slots_rmem, NULL);
-	throw_away(x, &tx->region_rmem, NULL);
+	throw_away(x, &tx->slots_rmem);
+	throw_away(x, &tx->region_rmem);
 	tx->ep = tx->peer->ep;
 	tx->seq = 0;
 	tx->slot = 0;
 	memset(tx->sent, 0, n * sizeof(*tx->sent));
+	memset(tx->raised, 0, 2 * n * sizeof(*tx->raised));
 	for (uint32_t i = 0; x->spec.explicit_credits && i < n; i++)
 		atomic_store_explicit(&tx->credits[i * x->credit_step], 0, memory_order_relaxed);
 	if (tx->ep->ops->caps & M2N__CAP_MAPPED || tx->stage.mem)
@@ -209,9 +247,10 @@ static int init_links(struct m2n_exchange *x)
 		struct m2n__tx *tx = &x->tx[i];
 
 		tx->peer = m2n__group_peer(x->group, x->spec.send_to[i]);
-		tx->sent = calloc(n, sizeof(*tx->sent));
+		tx->sent = calloc(3 * (size_t)n, sizeof(*tx->sent));
 		if (!tx->peer || !tx->sent)
 			return -ENOMEM;
+		tx->raised = tx->sent + n;
 		if (x->credits.mem)
 			tx->credits = (_Atomic uint64_t *)x->credits.mem->base +
 				      i * m2n__credit_bytes(&x->spec) / sizeof(uint64_t);
@@ -333,38 +372,44 @@ int m2n__exchange_connect(struct m2n_exchange *x, int64_t timeout_ns)
 	}
 }
 
+static void release_key(struct m2n__rmem **rmem)
+{
+	if (*rmem)
+		(*rmem)->ep->ops->release_key(*rmem);
+	*rmem = NULL;
+}
+
+static void release_keys(struct m2n_exchange *x)
+{
+	for (size_t i = 0; x->tx && i < x->n_tx; i++) {
+		release_key(&x->tx[i].slots_rmem);
+		release_key(&x->tx[i].region_rmem);
+	}
+	for (size_t i = 0; x->rx && i < x->n_rx; i++)
+		release_key(&x->rx[i].credits_rmem);
+	for (struct m2n__garbage *g = x->garbage; g; g = g->next)
+		release_key(&g->rmem);
+}
+
 static void free_links(struct m2n_exchange *x)
 {
 	for (size_t i = 0; x->tx && i < x->n_tx; i++) {
 		struct m2n__tx *tx = &x->tx[i];
 
-		if (tx->slots_rmem)
-			tx->ep->ops->release_key(tx->slots_rmem);
-		if (tx->region_rmem)
-			tx->ep->ops->release_key(tx->region_rmem);
 		m2n__shared_free(x->ctx, &tx->stage);
+		m2n__shared_free(x->ctx, &tx->bounce);
 		free(tx->sent);
 	}
 	for (size_t i = 0; x->rx && i < x->n_rx; i++) {
 		struct m2n__rx *rx = &x->rx[i];
 
-		if (rx->credits_rmem)
-			rx->ep->ops->release_key(rx->credits_rmem);
 		if (rx->has_signals)
 			m2n__signal_free(x->ctx, rx->signal0, 2 * x->spec.n_slots);
 		m2n__shared_free(x->ctx, &rx->area);
 		m2n__shared_free(x->ctx, &rx->stage);
 		free(rx->head_seen);
 	}
-	while (x->garbage) {
-		struct m2n__garbage *g = x->garbage;
-
-		x->garbage = g->next;
-		if (g->rmem)
-			g->rmem->ep->ops->release_key(g->rmem);
-		m2n__shared_free(x->ctx, &g->area);
-		free(g);
-	}
+	m2n__garbage_free(x->ctx, x->garbage);
 }
 
 void m2n__exchange_close(struct m2n_exchange *x)
@@ -378,6 +423,7 @@ void m2n__exchange_close(struct m2n_exchange *x)
 		if (m2n__tx_up(&x->tx[i]))
 			(void)m2n__tx_flush(x, &x->tx[i], ctx->options.timeout_ns);
 	m2n__ctx_lock(ctx);
+	release_keys(x);
 	for (struct m2n_exchange **at = &x->group->exchanges; *at; at = &(*at)->next) {
 		if (*at == x) {
 			*at = x->next;
@@ -390,6 +436,7 @@ void m2n__exchange_close(struct m2n_exchange *x)
 	m2n__shared_free(ctx, &x->region);
 	m2n__shared_free(ctx, &x->credits);
 	free(x->quarantine);
+	free(x->pieces);
 	m2n__ctx_unlock(ctx);
 	free(x->tx);
 	free(x->rx);

@@ -64,14 +64,16 @@ struct m2n__tx {
 	uint8_t *region; /* mapped: the peer's region */
 	struct m2n__rmem *slots_rmem, *region_rmem;
 	uint32_t signal0;          /* messaging: the peer's signal words for us, two a slot */
+	uint64_t *raised;          /* [2 * n_slots] what was added to them */
 	_Atomic uint64_t *credits; /* [n_slots * credit_step] ours: round + 1 that was released */
 	uint64_t *sent;            /* [n_slots] round + 1 that the slot was filled with; 0: free */
 	_Atomic uint64_t first_round; /* the process behind the link gets rounds from here on */
 	uint64_t seq;             /* public exchange: messages sent */
 	uint32_t slot;            /* public exchange: of the next message */
-	struct m2n__shared stage; /* messaging: [n_slots] heads and staged payload */
-	atomic_int prepared;      /* our side is fresh and the peer was told */
-	uint64_t own_id, peer_id; /* of our LINK frame, and of the peer's that was taken */
+	struct m2n__shared stage;  /* messaging: [n_slots] heads and staged payload */
+	struct m2n__shared bounce; /* [n_slots] payload of memory that is not registered */
+	atomic_int prepared;       /* our side is fresh and the peer was told */
+	uint64_t own_id, peer_id;  /* of our LINK frame, and of the peer's that was taken */
 	int was_linked;
 	struct m2n__tally tally;
 };
@@ -105,6 +107,7 @@ struct m2n__garbage {
 	struct m2n__garbage *next;
 	struct m2n__rmem *rmem;
 	struct m2n__shared area;
+	uint32_t signal0, n_signals;
 };
 
 struct m2n_exchange {
@@ -128,6 +131,8 @@ struct m2n_exchange {
 	int error_rank;
 	int connected;      /* all links were up: rounds may be under way */
 	atomic_int linking; /* a link's first round is being fixed: a sender waits a moment */
+	struct m2n__piece *pieces; /* public exchange: gather list of a put */
+	size_t room_pieces;
 	char error_text[256];
 };
 
@@ -143,7 +148,21 @@ void m2n__exchange_sizes(
 int m2n__link_send(struct m2n_exchange *exchange, struct m2n__peer *peer, struct m2n__tx *tx,
 	struct m2n__rx *rx);
 void m2n__link_take_pending(struct m2n_exchange *exchange, struct m2n__peer *peer);
+void m2n__link_drop_pending(struct m2n_group *group, int rank, const char *name);
+
+/* core/link_end.c: memory that peers may still write to outlives its exchange. Under lock. */
+/* Says UNLINK to all peers, and buries the exchange's memory until they answered. */
 void m2n__link_goodbye(struct m2n_exchange *exchange);
+/* An UNLINK came and was acted on: the answer goes when nothing is on its way any more. */
+void m2n__link_unlink(struct m2n__peer *peer, const char *name);
+/* A peer answered; name NULL: it is gone. */
+void m2n__link_unlinked(struct m2n_group *group, int rank, const char *name);
+
+/* Keeps memory until the exchange is closed and no peer can write to it. Empties *area. */
+void m2n__exchange_keep(struct m2n_exchange *x, struct m2n__shared *area);
+/* Frees what was kept: what a node names, or all nodes. */
+void m2n__garbage_empty(struct m2n_ctx *ctx, struct m2n__garbage *garbage);
+void m2n__garbage_free(struct m2n_ctx *ctx, struct m2n__garbage *garbage);
 
 static inline struct m2n__tx *m2n__tx_of(struct m2n_exchange *x, const struct m2n__peer *peer)
 {
@@ -314,15 +333,15 @@ static inline void m2n__tx_signal(
 
 /*
  * Messaging: writes head and the joined pieces behind it. `head` is copied. The pieces are kept
- * until flush. Pieces beyond what one transfer takes go first, counted in n_body_puts.
+ * until flush. Pieces beyond what one transfer takes go first; n_body_puts counts their signals.
  * 0, or M2N_ERR_PEER_LOST.
  */
 int m2n__tx_put_slot(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round,
-	struct m2n__slot_head *head, const struct m2n_iov *iov, size_t n_iov);
-/* Messaging: writes the joined pieces to the peer's region; adds the number of transfers. */
+	struct m2n__slot_head *head, const struct m2n__piece *pieces, size_t n);
+/* Messaging: writes the joined pieces to the peer's region; adds the number of signals. */
 int m2n__tx_put_region(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, size_t offset,
-	const struct m2n_iov *iov, size_t n_iov, uint32_t *n_puts);
-/* Exact placement: the body of the round is complete; messaging: n_puts transfers made it. */
+	const struct m2n__piece *pieces, size_t n, uint32_t *n_puts);
+/* Exact placement: the body of the round is complete; messaging: n_puts signals made it. */
 int m2n__tx_body_signal(
 	struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round, uint32_t n_puts);
 /* Bytes from one staged head to the next (messaging). */
@@ -333,6 +352,8 @@ static inline size_t m2n__stage_stride(const struct m2n__exchange_spec *spec)
 }
 /* Payload staging of a slot (messaging): stage_bytes behind a staged head. */
 uint8_t *m2n__tx_stage(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot);
+/* Room for a slot's payload in registered memory. NULL with text: out of memory. */
+uint8_t *m2n__tx_bounce(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot);
 
 static inline void m2n__tx_notify(struct m2n__tx *tx)
 {

@@ -38,7 +38,7 @@ static int export_part(struct m2n__peer *peer, struct m2n__shared *s, size_t off
 	int rc = 0;
 
 	if (s->mem)
-		rc = peer->ep->ops->export_key(s->reg.mr[peer->backend], offset, bytes, key, &n);
+		rc = peer->ep->ops->export_key(s->reg->mr[peer->backend], offset, bytes, key, &n);
 	else
 		n = 0;
 	if (!rc)
@@ -49,7 +49,7 @@ static int export_part(struct m2n__peer *peer, struct m2n__shared *s, size_t off
 int m2n__link_send(
 	struct m2n_exchange *x, struct m2n__peer *peer, struct m2n__tx *tx, struct m2n__rx *rx)
 {
-	uint8_t body[2048];
+	uint8_t body[4 * M2N__KEY_BYTES];
 	struct m2n__cursor c = {body, body + sizeof(body), 0};
 	struct m2n__shared none = {0}, *area = rx && rx->area.mem ? &rx->area : &x->area;
 	size_t rx_at = rx && !rx->area.mem ? (size_t)(rx - x->rx) * x->area_stride : 0;
@@ -271,7 +271,7 @@ static void on_unlink(struct m2n_exchange *x, struct m2n__peer *peer, uint64_t s
 		rx->prepared = 1;
 }
 
-static void drop_pending(struct m2n_group *group, int rank, const char *name)
+void m2n__link_drop_pending(struct m2n_group *group, int rank, const char *name)
 {
 	struct m2n__pending **at = &group->pending;
 
@@ -301,7 +301,7 @@ void m2n__link_take_pending(struct m2n_exchange *x, struct m2n__peer *peer)
 			strcmp(f.name, x->name) != 0)
 			continue;
 		apply(x, peer, &f);
-		drop_pending(group, peer->rank, x->name);
+		m2n__link_drop_pending(group, peer->rank, x->name);
 		return;
 	}
 }
@@ -317,7 +317,7 @@ static void on_start(struct m2n_exchange *x, struct m2n__peer *peer, uint64_t fi
 	atomic_store_explicit(&rx->up, 1, memory_order_release);
 }
 
-/* UNLINK and START: a name and a number. */
+/* UNLINK, UNLINKED and START: a name and a number. */
 static int short_frame(
 	struct m2n__peer *peer, enum m2n__frame_type type, const uint8_t *body, size_t bytes)
 {
@@ -331,13 +331,19 @@ static int short_frame(
 		return m2n__error(
 			M2N_ERR_PROTOCOL, "frame of type %d and %zu bytes cannot be read",
 			(int)type, bytes);
+	if (type == M2N__FRAME_UNLINKED) {
+		m2n__link_unlinked(peer->group, peer->rank, name);
+		return 0;
+	}
 	if (type == M2N__FRAME_UNLINK)
-		drop_pending(peer->group, peer->rank, name);
+		m2n__link_drop_pending(peer->group, peer->rank, name);
 	for (struct m2n_exchange *x = peer->group->exchanges; x; x = x->next)
 		if (strcmp(x->name, name) == 0 && type == M2N__FRAME_UNLINK)
 			on_unlink(x, peer, number);
 		else if (strcmp(x->name, name) == 0)
 			on_start(x, peer, number);
+	if (type == M2N__FRAME_UNLINK)
+		m2n__link_unlink(peer, name);
 	return 0;
 }
 
@@ -359,7 +365,9 @@ int m2n__link_frame(
 		x = x->next;
 	tx = x ? m2n__tx_of(x, peer) : NULL;
 	rx = x ? m2n__rx_of(x, peer) : NULL;
-	if (!tx && !rx)
+	/* a peer may be ready before we are: its frames wait until we are */
+	if ((!tx && !rx) || atomic_load_explicit(&peer->state, memory_order_relaxed) !=
+				    M2N_PEER_LIVE)
 		return keep_pending(peer, body, bytes);
 	if ((tx && tx->prepared) || (rx && rx->prepared))
 		return apply(x, peer, &f);
@@ -372,22 +380,6 @@ int m2n__link_frame(
 
 void m2n__group_forget(struct m2n_group *group, int rank)
 {
-	drop_pending(group, rank, NULL);
-}
-
-void m2n__link_goodbye(struct m2n_exchange *x)
-{
-	for (size_t i = 0; i < x->n_tx + x->n_rx; i++) {
-		struct m2n__rx *rx = i < x->n_tx ? NULL : &x->rx[i - x->n_tx];
-		struct m2n__peer *peer = rx ? rx->peer : x->tx[i].peer;
-		uint64_t seen = rx ? rx->peer_id : x->tx[i].peer_id;
-		uint8_t body[M2N__EXCHANGE_NAME + 16];
-		struct m2n__cursor c = {body, body + sizeof(body), 0};
-
-		if (!peer || (rx && m2n__tx_of(x, peer)) || peer->rank == x->group->rank)
-			continue;
-		m2n__put_blob(&c, x->name, strlen(x->name));
-		m2n__put_u64(&c, seen);
-		m2n__peer_send(peer, M2N__FRAME_UNLINK, body, (size_t)(c.at - body));
-	}
+	m2n__link_drop_pending(group, rank, NULL);
+	m2n__link_unlinked(group, rank, NULL);
 }

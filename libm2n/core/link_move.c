@@ -10,6 +10,7 @@
 #include "util/error.h"
 
 #define PUT_PATIENCE_NS INT64_C(10000000000)
+#define HEAD_PIECES 32 /* of one transfer, at most, that a head goes with */
 
 void m2n__rx_take_counts(
 	struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint32_t n_heads)
@@ -24,7 +25,17 @@ uint8_t *m2n__tx_stage(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot
 	       sizeof(struct m2n__slot_head);
 }
 
-/* One transfer; a backend that is full is given progress until it takes it. */
+uint8_t *m2n__tx_bounce(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot)
+{
+	size_t all = x->spec.n_slots * x->spec.slot_bytes;
+	int rc = 0;
+
+	if (!tx->bounce.mem)
+		rc = m2n__staging_alloc(x->ctx, all, &tx->bounce);
+	return rc ? NULL : (uint8_t *)tx->bounce.mem->base + slot * x->spec.slot_bytes;
+}
+
+/* One list; a backend that is full is given progress until it took all of it. */
 static int put(struct m2n_exchange *x, struct m2n__ep *ep, struct m2n__put *p)
 {
 	struct m2n__wait w;
@@ -37,69 +48,84 @@ static int put(struct m2n_exchange *x, struct m2n__ep *ep, struct m2n__put *p)
 	return rc;
 }
 
-/* Joined pieces to an offset of a peer's memory, in transfers of at most max_iov pieces. */
-static int put_gather(struct m2n_exchange *x, struct m2n__tx *tx, struct m2n__rmem *rmem,
-	size_t offset, const struct m2n_iov *iov, size_t n_iov, uint32_t signal, uint32_t *n_puts)
+/* The same with signal word `word` of a link: 2 * slot for heads, one more for bodies. */
+static int put_signal(
+	struct m2n_exchange *x, struct m2n__tx *tx, struct m2n__put *p, uint32_t word)
 {
-	size_t max = tx->ep->iface->max_iov;
+	int rc;
 
-	while (n_iov) {
-		size_t n = n_iov < max ? n_iov : max, bytes = 0;
-		struct m2n__put p = {iov, NULL, n, rmem, offset, signal};
-		int rc;
-
-		for (size_t i = 0; i < n; i++)
-			bytes += iov[i].bytes;
-		rc = put(x, tx->ep, &p);
-		if (rc)
-			return rc;
-		(*n_puts)++;
-		m2n__tally_add(&tx->tally.n_puts, 1);
-		offset += bytes;
-		iov += n;
-		n_iov -= n;
-	}
-	return 0;
+	if (!p->n_pieces)
+		return 0;
+	p->signal = tx->signal0 + word;
+	p->raised = tx->raised[word];
+	rc = put(x, tx->ep, p);
+	tx->raised[word] += p->n_signals;
+	m2n__tally_add(&tx->tally.n_puts, p->n_posted);
+	return rc;
 }
 
 int m2n__tx_put_region(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, size_t offset,
-	const struct m2n_iov *iov, size_t n_iov, uint32_t *n_puts)
+	const struct m2n__piece *pieces, size_t n, uint32_t *n_puts)
 {
-	return put_gather(
-		x, tx, tx->region_rmem, offset, iov, n_iov, tx->signal0 + 2 * slot + 1, n_puts);
+	struct m2n__put p = {
+		.pieces = pieces, .n_pieces = n, .rmem = tx->region_rmem, .offset = offset};
+	int rc = put_signal(x, tx, &p, 2 * slot + 1);
+
+	*n_puts += p.n_signals;
+	return rc;
+}
+
+/*
+ * The pieces that go with the head in one transfer: as many as the backend takes. A staged part
+ * that follows the staged head is one piece with it. Returns how many of `pieces` it took.
+ */
+static size_t head_list(const struct m2n__tx *tx, struct m2n__slot_head *staged,
+	const struct m2n__piece *pieces, size_t n, struct m2n__piece *list, size_t *n_list)
+{
+	const struct m2n__iface *iface = tx->ep->iface;
+	size_t max = iface->max_iov < HEAD_PIECES ? iface->max_iov : HEAD_PIECES;
+	size_t bytes = sizeof(*staged), used = 0;
+
+	list[0] = (struct m2n__piece){staged, sizeof(*staged), tx->stage.reg};
+	*n_list = 1;
+	if (n && pieces[0].base == staged + 1 && pieces[0].bytes <= iface->max_bytes - bytes) {
+		list[0].bytes += pieces[0].bytes;
+		bytes = list[0].bytes;
+		used = 1;
+	}
+	while (used < n && *n_list < max && pieces[used].bytes <= iface->max_bytes - bytes) {
+		bytes += pieces[used].bytes;
+		list[(*n_list)++] = pieces[used++];
+	}
+	return used;
 }
 
 int m2n__tx_put_slot(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round,
-	struct m2n__slot_head *head, const struct m2n_iov *iov, size_t n_iov)
+	struct m2n__slot_head *head, const struct m2n__piece *pieces, size_t n)
 {
 	struct m2n__slot_head *staged =
 		(struct m2n__slot_head *)(m2n__tx_stage(x, tx, slot) - sizeof(*head));
-	size_t max = tx->ep->iface->max_iov, first = n_iov < max - 1 ? n_iov : max - 1;
-	size_t at = slot * x->stride, skip = sizeof(*head);
-	struct m2n_iov list[64];
-	struct m2n__put p = {list, NULL, 0, tx->slots_rmem, at, tx->signal0 + 2 * slot};
+	struct m2n__piece list[HEAD_PIECES];
+	struct m2n__put p = {
+		.pieces = list, .rmem = tx->slots_rmem, .offset = slot * x->stride};
+	struct m2n__put body = {.rmem = tx->slots_rmem, .offset = p.offset};
+	size_t used = head_list(tx, staged, pieces, n, list, &p.n_pieces);
 	int rc;
 
-	if (first > 63)
-		first = 63;
-	list[0] = (struct m2n_iov){staged, sizeof(*head)};
-	for (size_t i = 0; i < first; i++) {
-		list[i + 1] = iov[i];
-		skip += iov[i].bytes;
-	}
-	rc = put_gather(x, tx, tx->slots_rmem, at + skip, iov + first, n_iov - first,
-		tx->signal0 + 2 * slot + 1, &head->n_body_puts);
+	for (size_t i = 0; i < p.n_pieces; i++)
+		body.offset += list[i].bytes;
+	body.pieces = pieces + used;
+	body.n_pieces = n - used;
+	rc = put_signal(x, tx, &body, 2 * slot + 1);
 	if (rc)
 		return rc;
+	head->n_body_puts += body.n_signals;
 	memcpy(staged, head, sizeof(*head));
 	atomic_store_explicit(&staged->signal, round + 1, memory_order_relaxed);
-	p.n_iov = first + 1;
-	rc = put(x, tx->ep, &p);
-	if (rc)
-		return rc;
-	tx->sent[slot] = round + 1;
-	m2n__tally_add(&tx->tally.n_puts, 1);
-	return 0;
+	rc = put_signal(x, tx, &p, 2 * slot);
+	if (!rc)
+		tx->sent[slot] = round + 1;
+	return rc;
 }
 
 int m2n__tx_body_signal(
@@ -107,9 +133,9 @@ int m2n__tx_body_signal(
 {
 	size_t at = slot * x->stride + offsetof(struct m2n__slot_head, n_body_puts);
 	struct m2n__slot_head *staged;
-	struct m2n_iov iov;
-	struct m2n__put p = {&iov, NULL, 1, tx->slots_rmem, at, tx->signal0 + 2 * slot};
-	int rc;
+	struct m2n__piece piece;
+	struct m2n__put p = {
+		.pieces = &piece, .n_pieces = 1, .rmem = tx->slots_rmem, .offset = at};
 
 	if (tx->slots) {
 		/* R3: the body before its word, pairs with A3. */
@@ -119,19 +145,20 @@ int m2n__tx_body_signal(
 	}
 	staged = (struct m2n__slot_head *)(m2n__tx_stage(x, tx, slot) - sizeof(*staged));
 	staged->n_body_puts = n_puts;
-	iov = (struct m2n_iov){&staged->n_body_puts, sizeof(staged->n_body_puts)};
-	rc = put(x, tx->ep, &p);
-	if (!rc)
-		m2n__tally_add(&tx->tally.n_puts, 1);
-	return rc;
+	piece = (struct m2n__piece){
+		&staged->n_body_puts, sizeof(staged->n_body_puts), tx->stage.reg};
+	return put_signal(x, tx, &p, 2 * slot);
 }
 
 void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint64_t round)
 {
 	_Atomic uint64_t *word;
-	struct m2n_iov iov;
-	struct m2n__put p = {&iov, NULL, 1, rx->credits_rmem, slot * x->credit_step * sizeof(*word),
-		M2N__SIGNAL_NONE};
+	struct m2n__piece piece;
+	struct m2n__put p = {.pieces = &piece,
+		.n_pieces = 1,
+		.rmem = rx->credits_rmem,
+		.offset = slot * x->credit_step * sizeof(*word),
+		.signal = M2N__SIGNAL_NONE};
 
 	if (rx->credits) {
 		/* R4: reads of the slot before its credit, pairs with A4. */
@@ -144,7 +171,7 @@ void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, u
 		return;
 	word = (_Atomic uint64_t *)rx->stage.mem->base + slot;
 	atomic_store_explicit(word, round + 1, memory_order_relaxed);
-	iov = (struct m2n_iov){word, sizeof(*word)};
+	piece = (struct m2n__piece){word, sizeof(*word), rx->stage.reg};
 	(void)put(x, rx->ep, &p); /* a failure shows as a lost peer */
 }
 

@@ -11,7 +11,7 @@
 
 #include "backend/backend.h"
 
-#define M2N__RECORD_BYTES_MAX 8192
+#define M2N__RECORD_BYTES_MAX 16384
 #define M2N__RECORD_BACKENDS 8
 
 struct m2n__record {

@@ -6,8 +6,6 @@
  */
 #include "core/rows.h"
 
-#include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "util/error.h"
@@ -128,63 +126,102 @@ void m2n__rows_store(struct m2n_channel *ch, const struct m2n__open *open)
 				plan->unique_first[j + 1], ch->row_base[j], ch->scale_base[j]);
 }
 
-int m2n__rows_reserve(struct m2n_channel *ch)
+static int reserve(struct m2n_channel *ch)
 {
-	size_t pairs = (size_t)ch->p.max_tokens * ch->p.top_k;
+	size_t pairs = (size_t)ch->p.max_tokens * ch->p.top_k, all;
+	int rc;
 
-	if (ch->made_rows)
+	if (ch->made_rows.mem)
 		return 0;
-	ch->made_bytes = pairs * (ch->p.row_bytes + ch->p.scale_bytes);
-	ch->made_rows = malloc(ch->p.depth * ch->made_bytes);
-	return ch->made_rows ? 0
-			     : m2n__error(-ENOMEM, "%s: no memory to stage %zu bytes of rows",
-				       ch->title, ch->p.depth * ch->made_bytes);
+	ch->made_bytes = m2n__lines(pairs * (ch->p.row_bytes + ch->p.scale_bytes));
+	all = ch->p.depth * ch->made_bytes;
+	rc = m2n__staging_alloc(ch->ctx, all, &ch->made_rows);
+	return rc ? m2n__error_at(rc, "%s: staging for rows", ch->title) : 0;
+}
+
+int m2n__rows_prepare(struct m2n_channel *ch, struct m2n__open *open)
+{
+	const struct m2n_dispatch_send_params *p = &open->send;
+	size_t last = p->plan->n_tokens ? p->plan->n_tokens - 1 : 0;
+	int given_scales = ch->p.scale_bytes && !ch->p.cast;
+
+	open->make = ch->p.cast || p->row_weights;
+	if (!m2n__ctx_is_messaging(ch->ctx) || !p->plan->n_rows)
+		return 0;
+	open->rows_reg =
+		m2n__mem_find(ch->ctx, p->rows, last * p->row_stride + ch->p.row_bytes);
+	open->scales_reg = given_scales
+				   ? m2n__mem_find(ch->ctx, p->scales,
+					     last * p->scale_stride + ch->p.scale_bytes)
+				   : NULL;
+	if (ch->ctx->needs_mr && (!open->rows_reg || (given_scales && !open->scales_reg)))
+		open->make = 1;
+	return open->make ? reserve(ch) : 0;
 }
 
 /* Adds a piece, joined to the last one where they are neighbours in memory. */
-static size_t add_piece(struct m2n_iov *iov, size_t n, size_t base, const void *bytes, size_t size)
+static size_t add_piece(struct m2n__piece *pieces, size_t n, size_t base, const void *bytes,
+	size_t size, const struct m2n__reg *reg)
 {
-	if (n > base && (const uint8_t *)iov[n - 1].base + iov[n - 1].bytes == bytes) {
-		iov[n - 1].bytes += size;
+	if (n > base && (const uint8_t *)pieces[n - 1].base + pieces[n - 1].bytes == bytes) {
+		pieces[n - 1].bytes += size;
 		return n;
 	}
-	iov[n] = (struct m2n_iov){bytes, size};
+	pieces[n] = (struct m2n__piece){bytes, size, reg};
 	return n + 1;
 }
 
-size_t m2n__rows_gather(struct m2n_channel *ch, const struct m2n__open *open, uint32_t slot,
-	uint32_t first, uint32_t end, size_t scale_room, struct m2n_iov *iov, size_t n,
-	struct m2n__tx *tx)
+/* Rows [first, end) and their scales as they travel, in staging. */
+static void make_rows(struct m2n_channel *ch, const struct m2n__open *open, uint32_t first,
+	uint32_t end, uint8_t *rows, uint8_t *scales, struct m2n__tx *tx)
 {
-	static const uint8_t zeros[M2N__CACHE_LINE];
 	const struct m2n_plan *plan = open->send.plan;
-	size_t row_bytes = ch->p.row_bytes, scale_bytes = ch->p.scale_bytes, base = n;
-	int made = ch->p.cast || open->send.row_weights;
-	uint8_t *room = made ? ch->made_rows + slot * ch->made_bytes : NULL, *scales = room;
-	uint8_t *rows = room ? room + plan->n_unique * scale_bytes : NULL;
-	size_t used = (end - first) * scale_bytes;
+	size_t row_bytes = ch->p.row_bytes, scale_bytes = ch->p.scale_bytes;
 
-	for (uint32_t u = first; made && u < end; u++) {
+	for (uint32_t u = first; u < end; u++) {
 		uint32_t pair = ch->p.dedup ? 0 : plan->row_pair[u];
 		uint8_t *row_at = rows + u * row_bytes, *scale_at = scales + u * scale_bytes;
 		struct row row = get_row(ch, open, plan->unique_token[u], pair, row_at, scale_at);
 
+		if (row.bytes != row_at)
+			ch->ctx->kernels->copy(row_at, row.bytes, row_bytes);
 		if (row.scales && row.scales != scale_at)
 			memcpy(scale_at, row.scales, scale_bytes);
 		m2n__tally_add(&tx->tally.staged_bytes, row_bytes + scale_bytes);
 	}
+}
+
+size_t m2n__rows_gather(struct m2n_channel *ch, const struct m2n__open *open, uint32_t slot,
+	uint32_t first, uint32_t end, size_t scale_room, struct m2n__piece *pieces, size_t n,
+	struct m2n__tx *tx)
+{
+	const struct m2n_plan *plan = open->send.plan;
+	size_t row_bytes = ch->p.row_bytes, scale_bytes = ch->p.scale_bytes, base = n;
+	size_t used = (end - first) * scale_bytes;
+	const struct m2n__reg *rows_reg = open->make ? ch->made_rows.reg : open->rows_reg;
+	const struct m2n__reg *scales_reg = open->make ? ch->made_rows.reg : open->scales_reg;
+	uint8_t *scales = NULL, *rows = NULL;
+
+	if (open->make) {
+		scales = (uint8_t *)ch->made_rows.mem->base + slot * ch->made_bytes;
+		rows = scales + plan->n_unique * scale_bytes;
+		make_rows(ch, open, first, end, rows, scales, tx);
+	}
 	for (uint32_t u = first; scale_bytes && u < end; u++)
-		n = add_piece(iov, n, base,
-			made ? scales + u * scale_bytes
-			     : get_row(ch, open, plan->unique_token[u], 0, NULL, NULL).scales,
-			scale_bytes);
-	if (used < scale_room)
-		iov[n++] = (struct m2n_iov){zeros, scale_room - used};
+		n = add_piece(pieces, n, base,
+			scales ? scales + u * scale_bytes
+			       : get_row(ch, open, plan->unique_token[u], 0, NULL, NULL).scales,
+			scale_bytes, scales_reg);
+	if (used < scale_room) /* the last line of the staging is never written */
+		pieces[n++] = (struct m2n__piece){m2n__tx_stage(ch->dispatch, tx, slot) +
+							  ch->dispatch->spec.stage_bytes -
+							  M2N__CACHE_LINE,
+			scale_room - used, tx->stage.reg};
 	base = n; /* rows may go to another place than scales */
 	for (uint32_t u = first; u < end; u++)
-		n = add_piece(iov, n, base,
-			made ? rows + u * row_bytes
+		n = add_piece(pieces, n, base,
+			rows ? rows + u * row_bytes
 			     : get_row(ch, open, plan->unique_token[u], 0, NULL, NULL).bytes,
-			row_bytes);
+			row_bytes, rows_reg);
 	return n;
 }

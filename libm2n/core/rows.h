@@ -18,10 +18,13 @@ void m2n__rows_store_range(struct m2n_channel *ch, const struct m2n__open *open,
  * returns the new number. Rows that must be made are made in staging, which was reserved.
  */
 size_t m2n__rows_gather(struct m2n_channel *ch, const struct m2n__open *open, uint32_t slot,
-	uint32_t first, uint32_t end, size_t scale_room, struct m2n_iov *iov, size_t n,
+	uint32_t first, uint32_t end, size_t scale_room, struct m2n__piece *pieces, size_t n,
 	struct m2n__tx *tx);
 
-/* Staging for rows that must be made before messages can carry them. 0 or -ENOMEM. */
-int m2n__rows_reserve(struct m2n_channel *ch);
+/*
+ * Can messages carry the caller's rows as they lie there? If not (a cast, a weight, memory that
+ * is not registered where it must be) they are made in staging first. 0 or -ENOMEM.
+ */
+int m2n__rows_prepare(struct m2n_channel *ch, struct m2n__open *open);
 
 #endif

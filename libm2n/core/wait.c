@@ -12,6 +12,7 @@
 
 #define SPINS_PER_LOOK 32
 #define NAP_NS INT64_C(1000000)
+#define SHORT_NAP_NS INT64_C(50000) /* while messages can come that wake nobody */
 
 static inline void relax(void)
 {
@@ -22,7 +23,7 @@ static inline void relax(void)
 
 static void disarm(struct m2n__wait *w)
 {
-	w->ctx->sleeper->ops->disarm(w->ctx->sleeper);
+	w->dozing->ops->disarm(w->dozing);
 	w->armed = 0;
 }
 
@@ -30,19 +31,20 @@ void m2n__wait_wake(struct m2n__wait *w)
 {
 	if (w->armed)
 		disarm(w);
-	w->ctx->sleeper->ops->doze(w->ctx->sleeper, -1);
-	w->dozing = 0;
+	w->dozing->ops->doze(w->dozing, -1);
+	w->dozing = NULL;
 }
 
 /* The end of spinning: from here on a peer's signal must look whether we sleep. */
 static void doze(struct m2n__wait *w)
 {
-	struct m2n__iface *sleeper = w->ctx->sleeper;
+	struct m2n__iface *sleeper =
+		atomic_load_explicit(&w->ctx->sleeper, memory_order_acquire);
 
 	if (w->dozing || !sleeper)
 		return;
 	sleeper->ops->doze(sleeper, 1);
-	w->dozing = 1;
+	w->dozing = sleeper;
 }
 
 int64_t m2n__waited_ns(const struct m2n__wait *w)
@@ -53,17 +55,20 @@ int64_t m2n__waited_ns(const struct m2n__wait *w)
 /* Arm in one step, so that the caller looks once more; sleep in the next. */
 static void nap(struct m2n__wait *w, int64_t now)
 {
-	struct m2n__iface *sleeper = w->ctx->sleeper;
+	struct m2n__iface *sleeper = w->dozing;
 	int64_t left = w->deadline_ns - now;
+	int64_t nap_ns = atomic_load_explicit(&w->ctx->others_come, memory_order_relaxed)
+				 ? SHORT_NAP_NS
+				 : NAP_NS;
 
 	if (!sleeper) {
-		m2n__sleep_ns(50000);
+		m2n__sleep_ns(SHORT_NAP_NS);
 		m2n__ctx_poll(w->ctx);
 	} else if (!w->armed) {
 		w->ticket = sleeper->ops->arm(sleeper);
 		w->armed = 1;
 	} else {
-		sleeper->ops->wait(sleeper, w->ticket, left < NAP_NS ? left : NAP_NS);
+		sleeper->ops->wait(sleeper, w->ticket, left < nap_ns ? left : nap_ns);
 		disarm(w);
 		m2n__ctx_poll(w->ctx);
 	}
@@ -92,8 +97,7 @@ int m2n__wait_step(struct m2n__wait *w)
 
 	if (!w->n_steps++)
 		start(w);
-	for (unsigned i = 0; i < ctx->n_polled; i++)
-		ctx->polled[i]->ops->progress(ctx->polled[i]);
+	m2n__ctx_progress(ctx);
 	m2n__grants_poll(ctx);
 	if (w->timeout_ns == 0)
 		return try_once(w);

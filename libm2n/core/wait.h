@@ -20,7 +20,7 @@ struct m2n__wait {
 	int64_t timeout_ns; /* below 0: the context's */
 	int64_t start_ns;   /* 0: not read yet */
 	uint64_t n_steps;
-	int dozing;
+	struct m2n__iface *dozing; /* whose sleeper this wait is; NULL: none */
 	/* from the first step on */
 	int64_t deadline_ns;
 	uint32_t ticket;
@@ -34,7 +34,7 @@ static inline void m2n__wait_begin(struct m2n__wait *w, struct m2n_ctx *ctx, int
 	w->timeout_ns = timeout_ns;
 	w->start_ns = 0;
 	w->n_steps = 0;
-	w->dozing = 0;
+	w->dozing = NULL;
 }
 
 /* 0: look again; -EAGAIN (timeout 0) or -ETIMEDOUT, without text. */

@@ -194,11 +194,12 @@ static int fill(struct m2n__mem *mem, size_t bytes, size_t commit, enum pages pa
 
 static void release(struct m2n__mem *mem)
 {
-	if (mem->fd < 0)
+	if (mem->fd < 0 && !mem->is_private)
 		return;
 	if (mem->base)
 		munmap(mem->base, mem->bytes);
-	close(mem->fd);
+	if (mem->fd >= 0)
+		close(mem->fd);
 	*mem = (struct m2n__mem){.kind = M2N__MEM_HOST, .fd = -1};
 }
 
@@ -237,6 +238,37 @@ int m2n__mem_alloc(size_t bytes, size_t commit, enum m2n__mem_huge huge, struct 
 		free(mem);
 		return ret;
 	}
+	*out = mem;
+	return 0;
+}
+
+int m2n__mem_alloc_private(size_t bytes, struct m2n__mem **out)
+{
+	size_t page_bytes = system_page_bytes(), all = round_up(bytes, page_bytes);
+	struct m2n__mem *mem;
+	void *base;
+	int ret = m2n__mem_check_available(all, 0);
+
+	if (ret)
+		return ret;
+	mem = malloc(sizeof(*mem));
+	if (!mem)
+		return m2n__error(-ENOMEM, "no memory for %zu bytes", sizeof(*mem));
+	base = mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (base == MAP_FAILED) {
+		free(mem);
+		return m2n__error(-ENOMEM, "no memory for %zu bytes: %s", all,
+			strerrordesc_np(errno));
+	}
+	*mem = (struct m2n__mem){
+		.kind = M2N__MEM_HOST,
+		.base = base,
+		.bytes = all,
+		.committed = all,
+		.page_bytes = page_bytes,
+		.fd = -1,
+		.is_private = 1,
+	};
 	*out = mem;
 	return 0;
 }

@@ -27,7 +27,8 @@ struct m2n__mem {
 	size_t bytes;     /* mapped */
 	size_t committed; /* from the start; the rest is address space only */
 	size_t page_bytes;
-	int fd;           /* memfd; -1: the user's memory */
+	int fd;           /* memfd; -1: the user's memory, or private */
+	int is_private;
 };
 
 /*
@@ -35,6 +36,8 @@ struct m2n__mem {
  * -ENOMEM with size and limit in the text; -EINVAL for 0.
  */
 int m2n__mem_alloc(size_t bytes, size_t commit, enum m2n__mem_huge huge, struct m2n__mem **mem);
+/* The same for memory that no other process maps: takes no descriptor, pages come with use. */
+int m2n__mem_alloc_private(size_t bytes, struct m2n__mem **mem);
 /* Commits [offset, offset + bytes): for the rarely used tail. 0 or -ENOMEM. */
 int m2n__mem_commit(struct m2n__mem *mem, size_t offset, size_t bytes);
 /* Describes memory of the user; nothing is allocated behind it. -EINVAL when it is not mapped. */

@@ -11,8 +11,8 @@
  *   8      4    body bytes, at most M2N__FRAME_BODY_MAX
  *   12     4    zero
  *
- * Order: HELLO ->, <- CHALLENGE, PROOF ->, then LINK, START, UNLINK, BYE either way. REJECT ends a
- * connection with a reason.
+ * Order: HELLO ->, <- CHALLENGE, PROOF ->, then either way GREET (where the backend needs one),
+ * LINK, START, UNLINK, UNLINKED, BYE. REJECT ends a connection with a reason.
  */
 #ifndef M2N_CONTROL_WIRE_H
 #define M2N_CONTROL_WIRE_H
@@ -33,6 +33,8 @@ enum m2n__frame_type {
 	M2N__FRAME_UNLINK = 6,
 	M2N__FRAME_BYE = 7,
 	M2N__FRAME_START = 8,
+	M2N__FRAME_GREET = 9,
+	M2N__FRAME_UNLINKED = 10,
 };
 
 struct m2n__frame_head {

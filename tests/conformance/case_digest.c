@@ -86,6 +86,7 @@ static int across_ranks(const struct conf *conf)
 		job.classic = counts[i / 4][2];
 		job.placement = i % 2 ? M2N_PLACEMENT_EXACT : M2N_PLACEMENT_SLOT;
 		job.dedup = i / 2 % 2;
+		job.registered = i / 4 % 2;
 		result = same(conf, &job, want);
 		if (result)
 			return result;
@@ -111,6 +112,7 @@ static int across_sources(const struct conf *conf)
 	}
 	for (int i = 0; !result && i < 6; i++) {
 		job.n_sources = 1 + i / 2;
+		job.registered = i / 2 % 2;
 		job.placement = i % 2 ? M2N_PLACEMENT_EXACT : M2N_PLACEMENT_SLOT;
 		result = same(conf, &job, want);
 	}

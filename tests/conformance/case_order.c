@@ -352,6 +352,7 @@ static const struct job counted_job = {
 	.depth = 3,
 	.in_flight = 2,
 	.n_rounds = 6,
+	.registered = 1,
 	.seed = 7,
 };
 
@@ -398,6 +399,7 @@ static void check_counters(struct rank *rank)
 		back = jr.source >= 0 ? &received : &sent;
 		expect_equal(back->n_rows, rows);
 		expect_equal(back->bytes, rows * 64);
+		expect_equal(back->staged_bytes, 0);
 	}
 	expect_ok(m2n_channel_counters(jr.channel, M2N_DISPATCH, 3 - rank->rank, NULL, &received));
 	expect_status(-EINVAL, m2n_channel_counters(jr.channel, M2N_DISPATCH, 9, &sent, &received));

@@ -28,7 +28,8 @@
 
 /* Words and memory that the two processes agree by. */
 struct board {
-	size_t blob_bytes[2], key_bytes[2];
+	size_t blob_bytes[2], greeting_bytes[2], key_bytes[2];
+	uint8_t greeting[2][M2N__GREETING_BYTES];
 	uint8_t blob[2][M2N__ADDRESS_BYTES];
 	uint8_t key[2][M2N__KEY_BYTES];
 };
@@ -41,7 +42,10 @@ struct side {
 	struct m2n__backend_ops ops, inner;
 	struct m2n__iface *iface;
 	struct m2n__ep *ep;
-	struct m2n__mem *mem, *signal_mem;
+	struct m2n__mem *mem, *source_mem, *signal_mem;
+	uint8_t *source; /* where the next bytes that are sent lie */
+	struct m2n__mr *source_mr;
+	uint64_t raised;
 	_Atomic uint64_t *signals;
 	struct m2n__mr *mr;
 	struct m2n__rmem *rmem;
@@ -74,6 +78,13 @@ static const char *no_environment(void *arg, const char *name)
 	return NULL;
 }
 
+static void no_log(void *arg, enum m2n_log_level level, const char *line)
+{
+	(void)arg;
+	(void)level;
+	(void)line;
+}
+
 static void open_side(struct side *side, struct rank *rank)
 {
 	static char *const no_list[] = {NULL};
@@ -91,10 +102,30 @@ static void open_side(struct side *side, struct rank *rank)
 		rank_skip(m2n_error_text());
 	expect_ok(m2n__mem_alloc(N_SIGNALS * 8, N_SIGNALS * 8, M2N__HUGE_NO, &side->signal_mem));
 	side->signals = side->signal_mem->base;
-	params = (struct m2n__iface_params){
-		&side->options, "host", side->signals, side->signal_mem, N_SIGNALS};
+	params = (struct m2n__iface_params){.options = &side->options,
+		.log = no_log,
+		.host_id = "host",
+		.signals = side->signals,
+		.signal_mem = side->signal_mem,
+		.n_signals = N_SIGNALS};
 	expect_ok(side->ops.open(&params, &side->iface));
 	side->iface->ops = &side->ops;
+}
+
+static void greet_side(struct side *side)
+{
+	struct board *board = side->board;
+	int own = side->rank->rank, status;
+
+	board->greeting_bytes[own] = M2N__GREETING_BYTES;
+	expect_ok(side->ops.greeting(side->ep, board->greeting[own], &board->greeting_bytes[own]));
+	expect(board->greeting_bytes[own] <= M2N__GREETING_BYTES);
+	rank_barrier(side->rank);
+	expect_ok(side->ops.meet(
+		side->ep, board->greeting[side->peer], board->greeting_bytes[side->peer]));
+	while ((status = side->ops.ready(side->ep)) == -EAGAIN)
+		expect(side->ops.progress(side->iface) >= 0);
+	expect_ok(status);
 }
 
 static void connect_side(struct side *side)
@@ -112,6 +143,8 @@ static void connect_side(struct side *side)
 	expect_ok(side->ops.connect(
 		side->iface, board->blob[side->peer], board->blob_bytes[side->peer], &side->ep));
 	side->ep->ops = &side->ops;
+	if (side->ops.caps & M2N__CAP_GREETS)
+		greet_side(side);
 	expect_ok(side->ops.check(side->ep));
 }
 
@@ -122,6 +155,9 @@ static void share_memory(struct side *side)
 
 	expect_ok(m2n__mem_alloc(MEM_BYTES, MEM_BYTES, M2N__HUGE_NO, &side->mem));
 	expect_ok(side->ops.reg(side->iface, side->mem, &side->mr));
+	expect_ok(m2n__mem_alloc(MEM_BYTES, MEM_BYTES, M2N__HUGE_NO, &side->source_mem));
+	expect_ok(side->ops.reg(side->iface, side->source_mem, &side->source_mr));
+	side->source = side->source_mem->base;
 	board->key_bytes[own] = M2N__KEY_BYTES;
 	expect_ok(side->ops.export_key(
 		side->mr, KEY_AT, KEY_SPAN, board->key[own], &board->key_bytes[own]));
@@ -142,8 +178,11 @@ static void close_side(struct side *side)
 		side->ops.disconnect(side->ep);
 	if (side->mr)
 		side->ops.dereg(side->mr);
+	if (side->source_mr)
+		side->ops.dereg(side->source_mr);
 	side->ops.close(side->iface);
 	m2n__mem_free(side->mem);
+	m2n__mem_free(side->source_mem);
 	m2n__mem_free(side->signal_mem);
 	m2n__options_clear(&side->options);
 }
@@ -151,8 +190,15 @@ static void close_side(struct side *side)
 /* One write of n bytes at an offset of the peer's memory, visible before the signal. */
 static void write_peer(struct side *side, size_t offset, const uint8_t *data, size_t n)
 {
-	const struct m2n_iov iov[] = {{data, n / 2}, {data + n / 2, n - n / 2}};
-	struct m2n__put put = {iov, NULL, 2, side->rmem, offset, SIGNAL};
+	struct m2n__reg reg = {{side->source_mr}};
+	const struct m2n__piece pieces[] = {
+		{side->source, n / 2, &reg}, {side->source + n / 2, n - n / 2, &reg}};
+	struct m2n__put put = {.pieces = pieces,
+		.n_pieces = 2,
+		.rmem = side->rmem,
+		.offset = offset,
+		.signal = SIGNAL,
+		.raised = side->raised};
 	int status;
 
 	if (side->rmem->ptr) {
@@ -163,9 +209,13 @@ static void write_peer(struct side *side, size_t offset, const uint8_t *data, si
 		side->ops.notify(side->ep);
 		return;
 	}
+	memcpy(side->source, data, n);
 	while ((status = side->ops.put(side->ep, &put)) == -EAGAIN)
 		expect(side->ops.progress(side->iface) >= 0);
 	expect_ok(status);
+	expect_equal(put.n_signals, 1);
+	side->raised++;
+	side->source += n;
 }
 
 /* Signals seen so far: a word of the region's head, or of the signal table. */
@@ -228,8 +278,9 @@ static void check_writes(struct rank *rank)
 static void check_range(struct rank *rank)
 {
 	static const uint8_t data[64];
-	const struct m2n_iov iov = {data, sizeof(data)};
-	struct m2n__put put = {&iov, NULL, 1, NULL, KEY_SPAN - 63, SIGNAL};
+	const struct m2n__piece piece = {data, sizeof(data), NULL};
+	struct m2n__put put = {
+		.pieces = &piece, .n_pieces = 1, .offset = KEY_SPAN - 63, .signal = SIGNAL};
 	struct side side;
 
 	open_side(&side, rank);
@@ -265,6 +316,7 @@ static void check_wakeups(struct rank *rank)
 	for (uint64_t turn = 1; turn <= 400; turn++) {
 		int64_t start = m2n__now_ns();
 
+		side.source = side.source_mem->base; /* it was flushed */
 		if (rank->rank == 0) {
 			/* From at once to long after the peer has gone to sleep. */
 			random = job_random(random, turn, 0, 0);

@@ -61,6 +61,7 @@ struct job {
 	uint32_t in_flight; /* 1..depth */
 	int out_of_order; /* expert ranks answer the batches they hold in falling order */
 	int residual;
+	int registered; /* rows and outputs lie in registered memory */
 	int no_weights;
 	enum job_routing routing;
 	enum job_map map;

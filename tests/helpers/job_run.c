@@ -74,7 +74,13 @@ static int open_flight(struct job_rank *jr, struct job_flight *flight)
 	flight->residual = guard_alloc(n * (job->out_row_bytes + job->pad));
 	flight->out = guard_alloc(n * (job->out_row_bytes + job->pad));
 	flight->missing = guard_alloc(n);
-	return 0;
+	if (job->registered && n)
+		status = m2n_mem_register(jr->ctx, flight->rows,
+			n * (job_given_row_bytes(job) + job->pad), &flight->rows_mem);
+	if (!status && job->registered && n && job->scale_bytes)
+		status = m2n_mem_register(jr->ctx, flight->scales,
+			n * (job->scale_bytes + job->pad), &flight->scales_mem);
+	return status;
 }
 
 static int switch_map(struct job_rank *jr)
@@ -100,6 +106,7 @@ int job_open(struct job_rank *jr, struct rank *rank, const struct job *job)
 
 	memset(jr, 0, sizeof(*jr));
 	jr->job = job;
+	jr->ctx = rank->ctx;
 	jr->timeout_ns = M2N_TIMEOUT_DEFAULT;
 	job_channel_params(job, lists, &params);
 	jr->source = index_of(lists[0], job->n_sources, rank->rank);
@@ -123,6 +130,8 @@ void job_close(struct job_rank *jr)
 		struct job_flight *flight = &jr->flight[i];
 
 		m2n_plan_destroy(flight->plan);
+		m2n_mem_deregister(flight->rows_mem);
+		m2n_mem_deregister(flight->scales_mem);
 		guard_free(flight->ids);
 		guard_free(flight->weights);
 		guard_free(flight->rows);
@@ -209,7 +218,11 @@ int job_answer(struct job_rank *jr, const struct m2n_batch *batch)
 	const struct job *job = jr->job;
 	size_t stride = job->out_row_bytes + job->pad;
 	uint8_t *rows = guard_alloc(batch->n_rows * stride);
+	struct m2n_mem *mem = NULL;
 	int status;
+
+	if (job->registered && batch->n_rows)
+		expect_ok(m2n_mem_register(jr->ctx, rows, batch->n_rows * stride, &mem));
 
 	for (uint32_t i = 0; i < batch->n_segments; i++) {
 		const struct m2n_segment *segment = &batch->segments[i];
@@ -232,6 +245,7 @@ int job_answer(struct job_rank *jr, const struct m2n_batch *batch)
 
 		status = waited ? waited : status;
 	}
+	m2n_mem_deregister(mem);
 	guard_free(rows);
 	return status;
 }

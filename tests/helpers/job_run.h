@@ -24,10 +24,12 @@ struct job_flight {
 	uint8_t *residual;
 	uint8_t *out; /* guarded */
 	uint8_t *missing;
+	struct m2n_mem *rows_mem, *scales_mem; /* job->registered */
 };
 
 struct job_rank {
 	const struct job *job;
+	struct m2n_ctx *ctx;
 	struct m2n_channel *channel;
 	int source; /* indexes, -1: not in the list */
 	int expert;

@@ -4,7 +4,9 @@
  * path without a network. A put is queued with a due time and performed by progress(): copied to
  * where the inner backend mapped the peer's memory, then the peer's signal word is raised.
  * Option FAULT says what goes wrong on the way. The pieces of a put are read when it is
- * performed, not when it is posted: a caller that reuses them before flush() is found out.
+ * performed, not when it is posted: a caller that reuses them before flush() is found out. Like a
+ * NIC it takes registered memory only, few pieces at once, and no more transfers than its queue
+ * has room for.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -18,7 +20,9 @@
 #include "util/time.h"
 
 #define INNER_BLOB_BYTES (M2N__ADDRESS_BYTES - M2N__KEY_BYTES - 16)
-#define MAX_IOV 32
+#define MAX_IOV 16
+#define MAX_INLINE 128
+#define QUEUE_LENGTH 256 /* transfers of one connection under way */
 
 struct fault_blob {
 	uint64_t inner_bytes;
@@ -36,6 +40,7 @@ struct fault_put {
 	int truncate;
 	size_t n_iov;
 	struct m2n_iov iov[MAX_IOV];
+	uint8_t room[MAX_INLINE]; /* of a put that was taken inline */
 };
 
 struct fault_iface {
@@ -80,6 +85,12 @@ static int chance(struct fault_iface *f, double p)
 	return (double)((f->random * UINT64_C(2685821657736338717)) >> 11) < p * 0x1p53;
 }
 
+static void break_ep(struct fault_ep *e)
+{
+	e->broken = 1;
+	atomic_fetch_add_explicit(&e->ep.iface->n_broken, 1, memory_order_release);
+}
+
 static int fault_probe(const struct m2n__options *options)
 {
 	struct m2n__fault_spec spec;
@@ -109,6 +120,8 @@ static int fault_open(const struct m2n__iface_params *params, struct m2n__iface 
 	f->iface.params = *params;
 	f->iface.max_iov = MAX_IOV;
 	f->iface.max_bytes = SIZE_MAX;
+	f->iface.max_inline = MAX_INLINE;
+	f->iface.needs_mr = 1;
 	f->random = f->spec.seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
 	f->tail = &f->head;
 	pthread_mutex_init(&f->lock, NULL);
@@ -300,32 +313,65 @@ static void fault_release(struct m2n__rmem *rmem)
 	free(r);
 }
 
-static int fault_put(struct m2n__ep *ep, const struct m2n__put *put)
+static size_t total_bytes(const struct m2n__put *put)
 {
-	struct fault_iface *f = (struct fault_iface *)ep->iface;
-	struct fault_ep *e = (struct fault_ep *)ep;
-	struct fault_rmem *r = (struct fault_rmem *)put->rmem;
-	struct fault_put *q;
 	size_t bytes = 0;
 
-	for (size_t i = 0; i < put->n_iov; i++)
-		bytes += put->iov[i].bytes;
-	if (put->n_iov > MAX_IOV || put->offset > r->rmem.bytes ||
-		bytes > r->rmem.bytes - put->offset)
+	for (size_t i = 0; i < put->n_pieces; i++)
+		bytes += put->pieces[i].bytes;
+	return bytes;
+}
+
+static int check_put(
+	const struct fault_iface *f, const struct m2n__put *put, size_t bytes, size_t room)
+{
+	if (put->offset > room || bytes > room - put->offset)
 		return m2n__error(-EINVAL, "fault: put of %zu bytes at %zu into memory of %zu",
-			bytes, put->offset, r->rmem.bytes);
-	if (e->broken)
-		return m2n__error(M2N_ERR_PEER_LOST, "fault: the connection broke earlier");
-	q = malloc(sizeof(*q));
+			bytes, put->offset, room);
+	for (size_t i = 0; bytes > MAX_INLINE && i < put->n_pieces; i++) {
+		const struct m2n__piece *piece = &put->pieces[i];
+		const struct m2n__mr *mr =
+			piece->reg ? piece->reg->mr[f->iface.params.index] : NULL;
+		size_t at = mr ? (size_t)((const char *)piece->base - (char *)mr->mem->base) : 0;
+
+		if (!mr || at > mr->mem->bytes || piece->bytes > mr->mem->bytes - at)
+			return m2n__error(-EFAULT,
+				"fault: piece %zu of %zu bytes at %p is not in registered memory",
+				i, piece->bytes, piece->base);
+	}
+	return 0;
+}
+
+/* One transfer: the next pieces of the list. */
+static struct fault_put *make_transfer(struct m2n__put *put, struct fault_ep *e, size_t bytes)
+{
+	struct fault_rmem *r = (struct fault_rmem *)put->rmem;
+	struct fault_put *q = malloc(sizeof(*q));
+	size_t at = 0;
+
 	if (!q)
-		return m2n__error(-ENOMEM, "fault: no memory for a put");
+		return NULL;
 	q->next = NULL;
 	q->ep = e;
-	q->dst = (uint8_t *)r->inner->ptr + put->offset;
+	q->dst = (uint8_t *)r->inner->ptr + put->offset + put->next_offset;
 	q->signal = put->signal;
-	q->n_iov = put->n_iov;
-	memcpy(q->iov, put->iov, put->n_iov * sizeof(q->iov[0]));
-	pthread_mutex_lock(&f->lock);
+	for (q->n_iov = 0; q->n_iov < MAX_IOV && put->next_piece < put->n_pieces; q->n_iov++) {
+		const struct m2n__piece *piece = &put->pieces[put->next_piece++];
+
+		q->iov[q->n_iov] = (struct m2n_iov){piece->base, piece->bytes};
+		put->next_offset += piece->bytes;
+		if (bytes > MAX_INLINE)
+			continue;
+		memcpy(q->room + at, piece->base, piece->bytes);
+		q->iov[q->n_iov].base = q->room + at;
+		at += piece->bytes;
+	}
+	return q;
+}
+
+/* Into the queue, unless something happens to it. Under the lock. */
+static void post(struct fault_iface *f, struct fault_ep *e, struct fault_put *q)
+{
 	q->due_ns = m2n__now_ns();
 	if (f->spec.delay_ns)
 		q->due_ns +=
@@ -334,7 +380,7 @@ static int fault_put(struct m2n__ep *ep, const struct m2n__put *put)
 		q->due_ns += 20000;
 	q->truncate = chance(f, f->spec.truncate);
 	if (chance(f, f->spec.fail)) {
-		e->broken = 1;
+		break_ep(e);
 		free(q);
 	} else if (chance(f, f->spec.drop)) {
 		free(q);
@@ -344,8 +390,35 @@ static int fault_put(struct m2n__ep *ep, const struct m2n__put *put)
 		*f->tail = q;
 		f->tail = &q->next;
 	}
+}
+
+static int fault_put(struct m2n__ep *ep, struct m2n__put *put)
+{
+	struct fault_iface *f = (struct fault_iface *)ep->iface;
+	struct fault_ep *e = (struct fault_ep *)ep;
+	size_t bytes = total_bytes(put);
+	int rc = check_put(f, put, bytes, put->rmem->bytes);
+
+	if (rc)
+		return rc;
+	if (e->broken)
+		return m2n__error(M2N_ERR_PEER_LOST, "fault: the connection broke earlier");
+	pthread_mutex_lock(&f->lock);
+	while (!rc && put->next_piece < put->n_pieces) {
+		struct fault_put *q = NULL;
+
+		if (e->n_queued >= QUEUE_LENGTH)
+			rc = -EAGAIN;
+		else if (!(q = make_transfer(put, e, bytes)))
+			rc = m2n__error(-ENOMEM, "fault: no memory for a put");
+		if (rc)
+			break;
+		post(f, e, q);
+		put->n_posted++;
+		put->n_signals += put->signal != M2N__SIGNAL_NONE;
+	}
 	pthread_mutex_unlock(&f->lock);
-	return 0;
+	return rc;
 }
 
 static void perform(struct fault_put *put)
@@ -360,7 +433,7 @@ static void perform(struct fault_put *put)
 		at += put->iov[i].bytes;
 	}
 	if (put->truncate) {
-		e->broken = 1;
+		break_ep(e);
 		return;
 	}
 	/* G1: the bytes before the signal, pairs with A2 in m2n__rx_ready(). */
