@@ -11,10 +11,13 @@
 set -eu
 
 build_packages="meson ninja-build pkg-config gcc g++ libc6-dev libsodium-dev libcmocka-dev
-	libjansson-dev libnuma-dev python3"
+	libjansson-dev libnuma-dev libibverbs-dev librdmacm-dev libucx-dev python3"
 test_packages="git strace valgrind clang libclang-rt-14-dev clang-format cmake mandoc iproute2
 	python3-matplotlib"
-yardstick_packages="openmpi-bin libopenmpi-dev libpmix-dev libucx-dev ucx-utils"
+# The guest in which the verbs backend is tested, and what is tried in it (tests/vm).
+vm_packages="qemu-system-x86 linux-image-amd64 busybox-static kmod cpio xz-utils zstd
+	ibverbs-providers ibverbs-utils rdmacm-utils perftest"
+yardstick_packages="openmpi-bin libopenmpi-dev libpmix-dev ucx-utils"
 
 missing_packages()
 {
@@ -26,6 +29,18 @@ missing_packages()
 		*) printf '%s ' "$package" ;;
 		esac
 	done
+}
+
+# A kernel that this system will never boot needs no initramfs: where there is no boot loader it is
+# there for the tests' guest only, which makes its own.
+initrd()
+{
+	if [ -d /boot/grub ] || [ -d /boot/efi ] || [ -d /boot/extlinux ] || [ -d /boot/loader ]
+	then
+		echo Yes
+	else
+		echo No
+	fi
 }
 
 # Not Debian: the packages cannot be looked up, the programs can.
@@ -54,7 +69,7 @@ find_root()
 
 case "${1:-all}" in
 build) packages=$build_packages ;;
-all) packages="$build_packages $test_packages $yardstick_packages" ;;
+all) packages="$build_packages $test_packages $vm_packages $yardstick_packages" ;;
 *)
 	echo "usage: sh scripts/setup.sh [build|all]" >&2
 	exit 2
@@ -80,8 +95,8 @@ echo "setup: installing ${missing% }"
 # Stale lists are the usual reason for a failed update; what they name may still be there.
 $root apt-get update -q </dev/null || echo "setup: apt-get update failed, going on" >&2
 # shellcheck disable=SC2086
-if ! $root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
-	$missing </dev/null; then
+if ! $root env DEBIAN_FRONTEND=noninteractive INITRD="$(initrd)" apt-get install -q -y \
+	--no-install-recommends $missing </dev/null; then
 	echo "setup: could not install: ${missing% }" >&2
 	exit 1
 fi

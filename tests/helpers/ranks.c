@@ -26,7 +26,7 @@
 
 #define DEADLINE_S 40
 
-/* Under a sanitizer everything takes longer. */
+/* Under a sanitizer everything takes longer, and in a guest (TESTS_SLOWER=N in the environment). */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SLOWER 4
 #else
@@ -69,6 +69,14 @@ static int64_t now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static int64_t slower(void)
+{
+	const char *text = getenv("TESTS_SLOWER");
+	int n = text ? atoi(text) : 1;
+
+	return SLOWER * (n > 0 ? n : 1);
 }
 
 static void *map_shared(size_t bytes)
@@ -271,7 +279,7 @@ struct ranks *ranks_start(int n, rank_fn fn, void *arg, const struct ranks_opts 
 	if (ranks->opts.shared_bytes)
 		ranks->shared = map_shared(ranks->opts.shared_bytes);
 	ranks->deadline_ns =
-		now_ns() + SLOWER * 1000000000LL *
+		now_ns() + slower() * 1000000000LL *
 				   (ranks->opts.deadline_s ? ranks->opts.deadline_s : DEADLINE_S);
 	sigemptyset(&mask);
 	sigaddset(&mask, SIGCHLD);

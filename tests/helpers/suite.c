@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Runs lists of cases. Options of the caller's environment are forgotten first: they would win
- * over what the cases ask for. The interposer gets legal faults only (delays, another order), so
+ * over what the cases ask for. Those of TESTS_OPTIONS (NAME=VALUE, separated by blanks) are meant
+ * to win, and take their place. The interposer gets legal faults only (delays, another order), so
  * that every case must pass under it too.
  */
 #include "helpers/suite.h"
@@ -36,6 +37,22 @@ static void forget_options(void)
 		memcpy(name, environ[i], n);
 		name[n] = '\0';
 		unsetenv(name);
+	}
+}
+
+static void set_options(const char *text)
+{
+	char name[128] = "M2N_";
+	char value[256];
+	int n;
+
+	while (text && sscanf(text, " %119[A-Z_0-9]=%255s%n", name + 4, value, &n) == 2) {
+		setenv(name, value, 1);
+		text += n;
+	}
+	if (text && text[strspn(text, " ")]) {
+		fprintf(stderr, "TESTS_OPTIONS: \"%s\" is not NAME=VALUE\n", text);
+		exit(1);
 	}
 }
 
@@ -97,6 +114,7 @@ int suite_main(int argc, char **argv, const struct conf_case *const *lists)
 		return 2;
 	}
 	forget_options();
+	set_options(getenv("TESTS_OPTIONS"));
 	conf.backend = argv[1];
 	conf.faulty = !strncmp(argv[1], "fault:", 6);
 	conf.messaging = conf.faulty;

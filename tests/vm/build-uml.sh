@@ -6,8 +6,9 @@
 #
 #   bash tests/vm/build-uml.sh OUT
 #
-# Takes 4 minutes on two processors and 2 GB below $TMPDIR. Debian packages: linux-source-6.12 gcc
-# make flex bison bc xz-utils. The result is a build of a GPL program; it is not part of libm2n.
+# Takes 4 minutes on two processors and 2 GB of files below $TMPDIR. Debian packages:
+# linux-source-6.12 gcc make flex bison bc xz-utils. The result is a build of a GPL program; it is
+# not part of libm2n.
 set -eu
 
 out=$(readlink -f -- "${1:?usage: build-uml.sh OUT}")
@@ -109,9 +110,9 @@ CONFIG
 make ARCH=um tinyconfig >/dev/null
 ./scripts/kconfig/merge_config.sh -m .config fragment >/dev/null
 make ARCH=um olddefconfig >/dev/null
-for option in $(sed 's/=y//; /=/d' fragment); do
-	grep -q "^$option=y" .config || echo "warning: $option did not take" >&2
-done
+while read -r option; do
+	grep -q "^$option\$" .config || echo "warning: $option did not take" >&2
+done <fragment
 grep -q '^CONFIG_RDMA_RXE=y' .config
 if ! make ARCH=um -j"$(nproc)" linux >log 2>&1; then
 	tail -30 log >&2

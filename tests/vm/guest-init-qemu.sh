@@ -1,5 +1,6 @@
 #!/bin/busybox sh
 # SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=dash
 #
 # The first program of a QEMU guest, in the initramfs: loads the modules, mounts the host's root
 # (9p, read-only) with a writable layer over it, the control directory and the directories that it

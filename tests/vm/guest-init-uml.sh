@@ -20,6 +20,7 @@ mount -t tmpfs -o mode=1777 shm dev/shm
 mount -t tmpfs run run
 mkdir run/vm-verbs run/lock
 : >run/uml
+# shellcheck disable=SC2154 # the kernel sets it
 mount -t hostfs -o "$orders" control run/vm-verbs
 while read -r dir; do
 	mount -t hostfs -o "$dir" out ".$dir"

@@ -104,6 +104,7 @@ check_packages()
 	[ ${#missing[@]} -eq 0 ] || fail 126 "missing Debian packages: ${missing[*]}"
 }
 
+# shellcheck disable=SC2317 # called by the trap
 clean_up()
 {
 	if [ -n "$pid" ]; then
@@ -135,6 +136,7 @@ prepare_uml()
 {
 	cp "$here/guest-init-uml.sh" "$tmp/init"
 	chmod +x "$tmp/init"
+	# shellcheck disable=SC2054 # the commas are meant
 	engine=("$uml" "mem=$mem" rootfstype=hostfs rootflags=/ ro "init=$tmp/init"
 		"orders=$control" quiet panic=-1 "uml_dir=$tmp/" con=null con0=null,fd:2
 		con1=null,fd:3 con2=null,fd:4)
@@ -200,7 +202,9 @@ make_initramfs()
 	while read -r what file args; do
 		name=${file##*/}
 		name=${name%%.ko*}.ko
-		[ "$what" = insmod ] && [ ! -e "$root/modules/$name" ] || continue
+		if [ "$what" != insmod ] || [ -e "$root/modules/$name" ]; then
+			continue
+		fi
 		case $file in
 		*.xz) xz -dc "$file" ;;
 		*.zst) zstd -dcq "$file" ;;
@@ -226,6 +230,7 @@ prepare_qemu()
 	unpack_kernel
 	make_initramfs
 	mkfifo "$tmp"/{out,err}.{in,out}
+	# shellcheck disable=SC2054
 	engine=(qemu-system-x86_64 -M q35 -accel "tcg,thread=multi" -cpu max,-erms -smp "$cpus"
 		-m "$mem" -nodefaults -no-user-config -display none -monitor none -no-reboot
 		-kernel "$kernel" -initrd "$tmp/initramfs.cpio"
@@ -260,9 +265,8 @@ run_engine()
 	case $status in
 	124 | 137) fail 124 "timed out after $limit s" ;;
 	esac
-	echo "vm-verbs: the guest ended without the command's exit status ($status); its console:" >&2
 	tail -20 "$console" >&2
-	exit 125
+	fail 125 "the guest ended with $status, not by the command's end; its console is above"
 }
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
