@@ -9,6 +9,7 @@
 
 extern const struct m2n__backend_ops m2n__backend_self;
 extern const struct m2n__backend_ops m2n__backend_shm;
+extern const struct m2n__backend_ops m2n__backend_ucx;
 
 /*
  * The fault interposer. m2n__fault_wrap() says which resolved table it drives, before the context
