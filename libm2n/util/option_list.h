@@ -44,6 +44,38 @@
 	  "Address that peers connect to; empty: the one that reaches the store.") \
 	X(HOST_ID,    host_id,    text,   "",      "any text", "", \
 	  "Equal on ranks that share memory; empty: from the kernel's boot id and namespaces.") \
+	X(VERBS_DEVICES, verbs_devices, text, "", "NAME[:PORT],...", "", \
+	  "Ports that backend verbs uses, one rail each; empty: the best active one.") \
+	X(VERBS_CONNECT, verbs_connect, choice, "cm", "cm|exchange", "", \
+	  "Connections by librdmacm (addresses, routing) or by what ranks tell each other.") \
+	X(VERBS_GID_INDEX, verbs_gid_index, int, "-1", "-1..255", "", \
+	  "Index of the port's GID; -1: RoCE v2 with IPv4, else RoCE v2, else the first.") \
+	X(VERBS_MTU, verbs_mtu, choice, "auto", "auto|256|512|1024|2048|4096", "bytes", \
+	  "Path MTU at most; auto: the ports'. The smaller of both sides is used.") \
+	X(VERBS_TC, verbs_tc, int, "-1", "-1..255", "", \
+	  "Traffic class (RoCE: DSCP * 4) of what this rank sends; -1: the route's, else 0.") \
+	X(VERBS_SL, verbs_sl, int, "-1", "-1..15", "", \
+	  "Service level (RoCE: the VLAN's priority) of what this rank sends; -1: the route's, else 0.") \
+	X(VERBS_REPLY_TC, verbs_reply_tc, int, "-1", "-1..255", "", \
+	  "Traffic class of this rank's acknowledgements, on a second QP; -1: same QP and class.") \
+	X(VERBS_REPLY_SL, verbs_reply_sl, int, "-1", "-1..15", "", \
+	  "Service level of this rank's acknowledgements, on a second QP; -1: same QP and level.") \
+	X(VERBS_QPS, verbs_qps, int, "1", "1..16", "", \
+	  "Queue pairs to each peer on each rail; the smaller number of both sides is used.") \
+	X(VERBS_STRIPE, verbs_stripe, size, "64K", "4K..1G", "bytes", \
+	  "Longest write when there are several rails or queue pairs to a peer.") \
+	X(VERBS_TIMEOUT, verbs_timeout, int, "14", "1..31", "4.096 us * 2^N", \
+	  "How long a queue pair waits for an acknowledgement before it sends again.") \
+	X(VERBS_RETRIES, verbs_retries, int, "7", "0..7", "", \
+	  "How often it sends again before the peer is lost.") \
+	X(VERBS_RELAXED_ORDERING, verbs_relaxed_ordering, bool, "yes", "no|yes", "", \
+	  "Devices may write a row's bytes to memory in any order; signals stay behind them.") \
+	X(VERBS_INLINE, verbs_inline, size, "256", "0..1K", "bytes", \
+	  "Puts up to this are copied into the work request and need no registration.") \
+	X(VERBS_RECVS, verbs_recvs, int, "4096", "64..1048576", "", \
+	  "Receives for signals on each rail, shared by all peers.") \
+	X(VERBS_SQ, verbs_sq, int, "128", "8..32768", "", \
+	  "Work requests under way on each queue pair.") \
 	X(KEEPALIVE,  keepalive_ns, time, "10s",   "2s..1h", "", \
 	  "A host that is silent on a control connection for this long is lost.")
 /* clang-format on */

@@ -4,9 +4,9 @@
  * address; the greetings carry their numbers, and meet() brings them to life, at once by exchange
  * or by calls of librdmacm (cm.c).
  *
- * Queue pair i of one side talks to i of the other. When one side wants another class for the
- * way back (M2N_VERBS_REPLY_TC), and with ourselves, there are twice as many: those of the first half
- * send, and talk to the second half of the other side, which only answers.
+ * Queue pair i of one side talks to i of the other. When one side wants another class for its
+ * acknowledgements (M2N_VERBS_REPLY_TC), and with ourselves, there are twice as many: those of the
+ * first half send, and talk to the second half of the other side, which only answers.
  */
 #include <errno.h>
 #include <stdarg.h>
@@ -241,8 +241,10 @@ int m2n__verbs_ready(struct m2n__ep *ep)
 	struct verbs_ep *e = (struct verbs_ep *)ep;
 	int rc;
 
-	if (e->is_cm)
+	if (e->is_cm) {
 		m2n__verbs_cm_progress((struct verbs_iface *)ep->iface, 1);
+		m2n__verbs_cm_expire(e);
+	}
 	rc = m2n__verbs_check(ep);
 	if (rc)
 		return rc;
@@ -273,7 +275,6 @@ void m2n__verbs_disconnect(struct m2n__ep *ep)
 	}
 	pthread_mutex_unlock(&v->cm_lock);
 	pthread_mutex_destroy(&e->lock);
-	free(e->greeting);
 	free(e);
 }
 

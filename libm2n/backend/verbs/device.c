@@ -117,8 +117,8 @@ static int refuse(const struct verbs_ports *ports, const char *what, const char 
 	char list[TEXT_BYTES];
 
 	describe(ports, list, sizeof(list));
-	return m2n__error(M2N_ERR_BACKEND, "verbs: %s; this machine has: %s; %s", what, list,
-		remedy);
+	return m2n__error(
+		M2N_ERR_BACKEND, "verbs: %s; this machine has: %s; %s", what, list, remedy);
 }
 
 static int choose_best(struct verbs_ports *ports)
@@ -194,7 +194,8 @@ int m2n__verbs_ports_choose(const struct m2n__options *options, struct verbs_por
 	if (!ports->list || n == 0) {
 		m2n__verbs_ports_free(ports);
 		return m2n__error(M2N_ERR_BACKEND,
-			"verbs: no RDMA device; is its kernel driver loaded (lsmod, `rdma link`), and "
+			"verbs: no RDMA device; is its kernel driver loaded (lsmod, `rdma link`), "
+			"and "
 			"its user driver installed (Debian: ibverbs-providers)?");
 	}
 	names += strspn(names, ", ");

@@ -17,8 +17,8 @@ static void break_paths(struct verbs_rail *rail, const struct ibv_qp *qp, const 
 		struct verbs_path *path = rail->paths[i];
 
 		if (path && (!qp || path->qp == qp))
-			m2n__verbs_break(path->ep, "%s:%u: %s", rail->ctx->device->name, rail->port,
-				why);
+			m2n__verbs_break(
+				path->ep, "%s:%u: %s", rail->ctx->device->name, rail->port, why);
 	}
 	pthread_mutex_unlock(&rail->lock);
 }
@@ -68,8 +68,8 @@ static void take_event(struct verbs_rail *rail, const struct ibv_async_event *ev
 				"verbs: %s:%u: %s", rail->ctx->device->name, rail->port, text);
 		return;
 	default:
-		m2n__verbs_log(rail->iface, M2N_LOG_DEBUG, "verbs: %s: %s",
-			rail->ctx->device->name, text);
+		m2n__verbs_log(
+			rail->iface, M2N_LOG_DEBUG, "verbs: %s: %s", rail->ctx->device->name, text);
 	}
 }
 

@@ -89,6 +89,7 @@ int m2n__verbs_gid_choose(const struct m2n__options *options, struct verbs_rail 
 		memcpy(rail->blob.gid, best->gid.raw, sizeof(rail->blob.gid));
 		rail->blob.gid_type = (uint8_t)best->gid_type;
 		rail->gid_index = best->gid_index;
+		rail->interface = best->ndev_ifindex;
 	} else {
 		rc = no_such_gid(rail, entries, n, wanted);
 	}

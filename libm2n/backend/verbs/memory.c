@@ -30,19 +30,22 @@ static int refuse(const struct verbs_rail *rail, const struct m2n__mem *mem, int
 	getrlimit(RLIMIT_MEMLOCK, &limit);
 	if ((rc == ENOMEM || rc == EPERM || rc == EAGAIN) && limit.rlim_cur != RLIM_INFINITY)
 		return m2n__error(-ENOMEM,
-			"verbs: %s: the locked-memory limit is %" PRIu64 " bytes, this registration "
+			"verbs: %s: the locked-memory limit is %" PRIu64
+			" bytes, this registration "
 			"alone needs %zu: raise `ulimit -l` (systemd: LimitMEMLOCK, limits.conf: "
 			"memlock) or give the container the capability IPC_LOCK",
 			device, (uint64_t)limit.rlim_cur, mem->bytes);
 	if (rc == ENOMEM)
 		return m2n__error(-ENOMEM,
-			"verbs: %s: %zu bytes at %p cannot be registered: no memory, or the device's "
+			"verbs: %s: %zu bytes at %p cannot be registered: no memory, or the "
+			"device's "
 			"table of memory regions is full",
 			device, mem->bytes, mem->base);
 	if (rc == EFAULT)
 		return m2n__error(-EFAULT,
 			"verbs: %s: %zu bytes at %p cannot be registered: not all of it is mapped "
-			"for writing, or it is memory that cannot be pinned (files, DAX, a device's)",
+			"for writing, or it is memory that cannot be pinned (files, DAX, a "
+			"device's)",
 			device, mem->bytes, mem->base);
 	return m2n__error(-rc, "verbs: %s: %zu bytes at %p cannot be registered: %s", device,
 		mem->bytes, mem->base, strerrordesc_np(rc));
@@ -67,8 +70,8 @@ static struct ibv_mr *register_device(
 		"verbs: %s: GPU memory at %p by peer memory, not by dma-buf: %s",
 		rail->ctx->device->name, mem->base,
 		mem->fd < 0 ? "the GPU's driver exports none" : strerrordesc_np(rc));
-	return m2n__ibv.reg_mr_iova2(rail->pd, mem->base, mem->bytes, address,
-		(unsigned)access_flags(v));
+	return m2n__ibv.reg_mr_iova2(
+		rail->pd, mem->base, mem->bytes, address, (unsigned)access_flags(v));
 }
 
 int m2n__verbs_reg(struct m2n__iface *iface, const struct m2n__mem *mem, struct m2n__mr **mr)

@@ -36,8 +36,9 @@ static void take_signal(struct verbs_rail *rail, struct verbs_path *path, const 
 	uint32_t signal = be32toh(wc->imm_data);
 
 	if (wc->opcode != IBV_WC_RECV_RDMA_WITH_IMM || signal >= params->n_signals) {
-		m2n__verbs_break(path->ep, "the peer raised signal %u of %u: it breaks the protocol",
-			signal, params->n_signals);
+		m2n__verbs_break(path->ep,
+			"the peer raised signal %u of %u: it breaks the protocol", signal,
+			params->n_signals);
 		return;
 	}
 	/* R10: the bytes of the write before its signal, pairs with core's look at the word. The

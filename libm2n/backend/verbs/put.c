@@ -97,11 +97,11 @@ static int begin(struct verbs_ep *e, struct m2n__put *put)
 	}
 	if (bytes == SIZE_MAX || put->offset > room || bytes > room - put->offset)
 		return m2n__error(-EINVAL,
-			"verbs: a put at offset %zu does not fit in the peer's %zu bytes", put->offset,
-			room);
+			"verbs: a put at offset %zu does not fit in the peer's %zu bytes",
+			put->offset, room);
 	if (needs_mr && (bytes > iface->max_inline || put->n_pieces > iface->max_iov))
-		return m2n__error(-EINVAL, "verbs: a put of %zu bytes from memory that is not registered",
-			bytes);
+		return m2n__error(-EINVAL,
+			"verbs: a put of %zu bytes from memory that is not registered", bytes);
 	put->n_posted = 0;
 	put->n_signals = 0;
 	put->next_path = e->rotor;

@@ -91,8 +91,10 @@ static void set_class(const struct verbs_path *path, struct ibv_ah_attr *ah)
 	int64_t tc = answers && o->verbs_reply_tc >= 0 ? o->verbs_reply_tc : o->verbs_tc;
 	int64_t sl = answers && o->verbs_reply_sl >= 0 ? o->verbs_reply_sl : o->verbs_sl;
 
-	ah->sl = (uint8_t)sl;
-	ah->grh.traffic_class = (uint8_t)tc;
+	if (sl >= 0)
+		ah->sl = (uint8_t)sl;
+	if (tc >= 0)
+		ah->grh.traffic_class = (uint8_t)tc;
 }
 
 static int to_rtr(struct verbs_path *path, struct ibv_qp_attr *attr)
@@ -102,6 +104,8 @@ static int to_rtr(struct verbs_path *path, struct ibv_qp_attr *attr)
 	attr->qp_state = IBV_QPS_RTR;
 	attr->max_dest_rd_atomic = 1;
 	attr->min_rnr_timer = RNR_TIMER_640_US;
+	if (attr->path_mtu > mtu_of(path))
+		attr->path_mtu = mtu_of(path);
 	set_class(path, &attr->ah_attr);
 	rc = m2n__ibv.modify_qp(path->qp, attr,
 		IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
@@ -125,6 +129,37 @@ static int to_rts(struct verbs_path *path, uint32_t psn)
 			IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC);
 
 	return rc ? refuse(path, "queue pair to RTS", rc) : 0;
+}
+
+/* What librdmacm knows for the next state. */
+static int ask(
+	struct verbs_path *path, enum ibv_qp_state state, struct ibv_qp_attr *attr, int *mask)
+{
+	memset(attr, 0, sizeof(*attr));
+	attr->qp_state = state;
+	if (m2n__rdma.init_qp_attr(path->id, attr, mask))
+		return refuse(path, "rdma_init_qp_attr", errno);
+	return 0;
+}
+
+int m2n__verbs_qp_follow(struct verbs_path *path)
+{
+	struct ibv_qp_attr attr;
+	int mask = 0, rc = ask(path, IBV_QPS_INIT, &attr, &mask);
+
+	if (rc)
+		return rc;
+	/* From INIT to INIT: the partition key is what may be another. */
+	attr.qp_access_flags = IBV_ACCESS_REMOTE_WRITE;
+	rc = m2n__ibv.modify_qp(path->qp, &attr, mask);
+	if (rc)
+		return refuse(path, "queue pair to INIT", rc);
+	rc = ask(path, IBV_QPS_RTR, &attr, &mask);
+	if (!rc)
+		rc = to_rtr(path, &attr);
+	if (!rc)
+		rc = ask(path, IBV_QPS_RTS, &attr, &mask);
+	return rc ? rc : to_rts(path, attr.sq_psn);
 }
 
 int m2n__verbs_qp_connect(struct verbs_path *path, uint32_t peer_qp_num, uint32_t peer_psn)

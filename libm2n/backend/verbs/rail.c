@@ -45,8 +45,8 @@ static int read_port(struct verbs_rail *rail, const struct m2n__options *options
 	return m2n__verbs_gid_choose(options, rail, &attr);
 }
 
-int m2n__verbs_rail_open(struct verbs_iface *v, struct verbs_rail *rail,
-	const struct verbs_port *port)
+int m2n__verbs_rail_open(
+	struct verbs_iface *v, struct verbs_rail *rail, const struct verbs_port *port)
 {
 	int rc;
 
@@ -157,8 +157,8 @@ static int start(struct verbs_rail *rail, const struct m2n__options *options)
 	if (!rail->pd)
 		return no_resource(rail, "protection domain", "");
 	rail->channel = m2n__ibv.create_comp_channel(rail->ctx);
-	if (!rail->channel || fcntl(rail->channel->fd, F_SETFL,
-				      fcntl(rail->channel->fd, F_GETFL) | O_NONBLOCK))
+	if (!rail->channel ||
+		fcntl(rail->channel->fd, F_SETFL, fcntl(rail->channel->fd, F_GETFL) | O_NONBLOCK))
 		return no_resource(rail, "completion channel", "");
 	rail->n_buckets = FIRST_BUCKETS;
 	rail->paths = calloc(rail->n_buckets, sizeof(rail->paths[0]));
@@ -225,7 +225,7 @@ static int reserve_cqes(struct verbs_rail *rail, unsigned more)
 	if (want <= room)
 		return 0;
 	room = 2 * want < (unsigned)rail->limits.max_cqe ? 2 * want
-							  : (unsigned)rail->limits.max_cqe;
+							 : (unsigned)rail->limits.max_cqe;
 	rc = m2n__ibv.resize_cq(rail->cq, (int)room);
 	if (!rc)
 		return 0;

@@ -29,9 +29,8 @@ int m2n__verbs_sleep_start(struct verbs_iface *v)
 	if (v->kick_fd >= 0)
 		return 0;
 	v->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	return v->kick_fd < 0
-		       ? m2n__error(-errno, "verbs: eventfd: %s", strerrordesc_np(errno))
-		       : 0;
+	return v->kick_fd < 0 ? m2n__error(-errno, "verbs: eventfd: %s", strerrordesc_np(errno))
+			      : 0;
 }
 
 void m2n__verbs_sleep_stop(struct verbs_iface *v)

@@ -54,8 +54,8 @@ static void set_limits(struct verbs_iface *v)
 	}
 	if (v->n_rails * (unsigned)o->verbs_qps > 1 && o->verbs_stripe < v->iface.max_bytes)
 		v->iface.max_bytes = o->verbs_stripe;
-	v->iface.max_inline = o->verbs_inline < v->iface.max_bytes ? o->verbs_inline
-								   : v->iface.max_bytes;
+	v->iface.max_inline =
+		o->verbs_inline < v->iface.max_bytes ? o->verbs_inline : v->iface.max_bytes;
 	v->iface.needs_mr = 1;
 }
 
@@ -65,7 +65,8 @@ static void tell_choice(struct verbs_iface *v)
 		const struct verbs_rail *rail = &v->rails[i];
 
 		m2n__verbs_log(v, M2N_LOG_INFO,
-			"verbs: rail %u is %s:%u, %s, GID index %u, MTU %d, up to %zu pieces a write",
+			"verbs: rail %u is %s:%u, %s, GID index %u, MTU %d, up to %zu pieces a "
+			"write",
 			i, rail->ctx->device->name, rail->port,
 			rail->blob.link_layer == IBV_LINK_LAYER_ETHERNET ? "RoCE" : "InfiniBand",
 			rail->gid_index, 128 << rail->blob.mtu, v->iface.max_iov);

@@ -12,8 +12,10 @@
 #ifndef M2N_BACKEND_VERBS_H
 #define M2N_BACKEND_VERBS_H
 
+#include <netinet/in.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/socket.h>
 
 #include "backend/backend.h"
 #include "backend/verbs/verbs_lib.h"
@@ -84,15 +86,21 @@ struct verbs_ports {
 	struct verbs_port port[VERBS_MAX_RAILS];
 };
 
+union verbs_address {
+	struct sockaddr any;
+	struct sockaddr_in v4;
+	struct sockaddr_in6 v6;
+};
+
 struct verbs_iface;
 struct verbs_ep;
-struct rdma_cm_id;
 
 struct verbs_rail {
 	struct verbs_iface *iface;
 	struct ibv_context *ctx;
 	unsigned port;
 	unsigned gid_index;
+	unsigned interface; /* index of the network interface; 0: unknown */
 	struct verbs_rail_blob blob;
 	struct ibv_device_attr limits;
 	size_t max_message;
@@ -102,10 +110,11 @@ struct verbs_rail {
 	struct ibv_cq *cq;
 	struct ibv_srq *srq;
 	struct rdma_cm_id *listener;
+	union verbs_address cm_address; /* it listens at, without the port */
 	pthread_mutex_t lock;
-	unsigned n_recvs;       /* room of the SRQ */
-	unsigned n_taken;       /* receives used up and not yet posted again */
-	unsigned n_cqes;        /* of the CQ that paths and receives may need at worst */
+	unsigned n_recvs;          /* room of the SRQ */
+	unsigned n_taken;          /* receives used up and not yet posted again */
+	unsigned n_cqes;           /* of the CQ that paths and receives may need at worst */
 	struct verbs_path **paths; /* hash table by qp_num */
 	unsigned n_paths, n_buckets;
 };
@@ -118,9 +127,9 @@ struct verbs_path {
 	uint32_t uid; /* never 0, never used again soon: the upper half of wr_id */
 	uint32_t psn;
 	/* the send queue; under the ep's lock */
-	uint32_t n_posted, n_marked; /* work requests; up to the last signalled one */
+	uint32_t n_posted, n_marked;      /* work requests; up to the last signalled one */
 	struct ibv_send_wr *first, *last; /* to be posted at the end of a batch */
-	atomic_uint n_done; /* up to the last acknowledged one */
+	atomic_uint n_done;               /* up to the last acknowledged one */
 	/* librdmacm; under cm_lock */
 	struct rdma_cm_id *id;
 	int cm_state;
@@ -128,7 +137,6 @@ struct verbs_path {
 
 enum verbs_state {
 	VERBS_NEW = 0,
-	VERBS_CALLING, /* librdmacm is at work */
 	VERBS_READY,
 };
 
@@ -151,7 +159,6 @@ struct verbs_ep {
 	unsigned n_open; /* paths that librdmacm has connected */
 	int is_met;
 	int64_t cm_deadline_ns;
-	struct verbs_greeting *greeting; /* the peer's, while librdmacm is at work */
 	struct verbs_path paths[];
 };
 
@@ -201,8 +208,8 @@ int m2n__verbs_gid_choose(const struct m2n__options *options, struct verbs_rail 
 int m2n__verbs_is_ipv4(const uint8_t *gid);
 
 /* rail.c */
-int m2n__verbs_rail_open(struct verbs_iface *v, struct verbs_rail *rail,
-	const struct verbs_port *port);
+int m2n__verbs_rail_open(
+	struct verbs_iface *v, struct verbs_rail *rail, const struct verbs_port *port);
 int m2n__verbs_rail_start(struct verbs_rail *rail);
 void m2n__verbs_rail_close(struct verbs_rail *rail);
 /* Room for the completions of a path, and its place in the table. */
@@ -225,8 +232,8 @@ void m2n__verbs_blob_fill(struct verbs_iface *v);
 /* The peer's queue pair that path i of ours talks to; the same the other way. */
 unsigned m2n__verbs_partner(const struct verbs_ep *e, unsigned i);
 int m2n__verbs_reaches(struct m2n__iface *iface, const void *blob, size_t bytes);
-int m2n__verbs_connect(struct m2n__iface *iface, const void *blob, size_t bytes,
-	struct m2n__ep **ep);
+int m2n__verbs_connect(
+	struct m2n__iface *iface, const void *blob, size_t bytes, struct m2n__ep **ep);
 int m2n__verbs_greeting(struct m2n__ep *ep, void *greeting, size_t *bytes);
 int m2n__verbs_meet(struct m2n__ep *ep, const void *greeting, size_t bytes);
 int m2n__verbs_ready(struct m2n__ep *ep);
@@ -239,10 +246,10 @@ void m2n__verbs_break(struct verbs_ep *ep, const char *format, ...)
 /* memory.c */
 int m2n__verbs_reg(struct m2n__iface *iface, const struct m2n__mem *mem, struct m2n__mr **mr);
 void m2n__verbs_dereg(struct m2n__mr *mr);
-int m2n__verbs_export(struct m2n__mr *mr, size_t offset, size_t bytes, void *key,
-	size_t *key_bytes);
-int m2n__verbs_import(struct m2n__ep *ep, const void *key, size_t key_bytes,
-	struct m2n__rmem **rmem);
+int m2n__verbs_export(
+	struct m2n__mr *mr, size_t offset, size_t bytes, void *key, size_t *key_bytes);
+int m2n__verbs_import(
+	struct m2n__ep *ep, const void *key, size_t key_bytes, struct m2n__rmem **rmem);
 void m2n__verbs_release(struct m2n__rmem *rmem);
 
 /* put.c */
@@ -265,6 +272,8 @@ int m2n__verbs_cm_meet(struct verbs_ep *e, const struct verbs_greeting *greeting
 void m2n__verbs_cm_leave(struct verbs_ep *e);
 /* Moves what has come; `wait`: also when another thread is at it. Any thread. */
 void m2n__verbs_cm_progress(struct verbs_iface *v, int wait);
+/* Breaks a connection whose time is over. */
+void m2n__verbs_cm_expire(struct verbs_ep *e);
 /* -1: librdmacm is not in use. */
 int m2n__verbs_cm_fd(struct verbs_iface *v);
 

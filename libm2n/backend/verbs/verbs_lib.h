@@ -64,7 +64,6 @@
 	X(accept,                rdma_accept) \
 	X(reject,                rdma_reject) \
 	X(establish,             rdma_establish) \
-	X(disconnect,            rdma_disconnect) \
 	X(init_qp_attr,          rdma_init_qp_attr) \
 	X(get_cm_event,          rdma_get_cm_event) \
 	X(ack_cm_event,          rdma_ack_cm_event) \
