@@ -22,6 +22,13 @@ port()
 	done
 }
 
+# neighbour ADDRESS DEVICE OTHER: who is at the other end. The answer to a question would arrive
+# before the question's sender begins to wait for it, and rdma_resolve_addr() would use up its time.
+neighbour()
+{
+	ip neigh replace "$1" dev "$2" lladdr "$(<"/sys/class/net/$3/address")" nud permanent
+}
+
 # One kernel sends to itself over the cable, which needs some tolerance.
 make_network()
 {
@@ -38,6 +45,8 @@ make_network()
 		ip link set eth$i up
 		echo "10.77.0.$((i + 1)) vm$i" >>/etc/hosts
 	done
+	neighbour 10.77.0.2 eth0 eth1
+	neighbour 10.77.0.1 eth1 eth0
 	for i in 0 1; do
 		rdma link add rxe$i type rxe netdev eth$i || echo "vm-verbs: no rxe$i"
 	done
