@@ -309,6 +309,13 @@ void m2n__channel_live(struct m2n_channel *ch, uint64_t round, uint64_t *bitmap)
 	}
 }
 
+/* Whether its link is up already or comes later. */
+static void admit(struct m2n__rx *rx, uint64_t first_round)
+{
+	atomic_store(&rx->admitted, first_round);
+	atomic_store(&rx->first_round, first_round);
+}
+
 int m2n_channel_admit(struct m2n_channel *ch, int source, uint64_t first_round)
 {
 	if (!ch || source < 0 || (size_t)source >= ch->p.n_sources)
@@ -319,7 +326,7 @@ int m2n_channel_admit(struct m2n_channel *ch, int source, uint64_t first_round)
 	if (source == ch->self_source)
 		ch->next_combine = first_round;
 	if (ch->self_expert >= 0)
-		atomic_store(&ch->dispatch->rx[source].first_round, first_round);
+		admit(&ch->dispatch->rx[source], first_round);
 	if (ch->sink_round)
 		ch->sink_round[source] = first_round;
 	return 0;

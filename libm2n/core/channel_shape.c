@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/channel.h"
 #include "util/error.h"
@@ -338,6 +339,35 @@ void m2n__channel_specs(struct m2n_channel *ch, struct m2n__exchange_spec *dispa
 	grant->n_recv = ch->self_source >= 0 ? p->n_expert_ranks : 0;
 }
 
+static size_t pages(size_t bytes)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+
+	return (bytes + page - 1) / page * page;
+}
+
+/* What one exchange stages when all its peers are messaging ones; see prepare_tx(), prepare_rx(). */
+static size_t staging_bytes(const struct m2n__exchange_spec *spec)
+{
+	size_t credits = spec->explicit_credits ? pages(spec->n_slots * sizeof(uint64_t)) : 0;
+
+	return spec->n_send * pages(spec->n_slots * m2n__stage_stride(spec)) +
+	       spec->n_recv * credits;
+}
+
+/* Room for rows that are made before they leave: m2n__rows_prepare(), m2n__replies_staging(). */
+static size_t made_bytes(const struct m2n_channel *ch)
+{
+	const struct m2n_channel_params *p = &ch->p;
+	size_t pairs = (size_t)p->max_tokens * p->top_k, bytes = 0;
+
+	if (ch->self_source >= 0)
+		bytes += pages(p->depth * m2n__lines(pairs * (p->row_bytes + p->scale_bytes)));
+	if (ch->self_expert >= 0)
+		bytes += pages(p->depth * p->n_sources * ch->reply_rows * p->out_row_bytes);
+	return bytes;
+}
+
 int m2n_channel_query_memory(
 	const struct m2n_channel_params *params, int rank, struct m2n_channel_memory *memory)
 {
@@ -345,7 +375,7 @@ int m2n_channel_query_memory(
 	struct m2n__exchange_spec spec[3];
 	struct m2n_channel_params p;
 	struct m2n_channel *ch;
-	size_t area[3] = {0}, region[3] = {0}, words[3] = {0}, state;
+	size_t area[3] = {0}, region[3] = {0}, words[3] = {0}, staging = 0, made = 0, state;
 	int rc = m2n__params_read(&p, sizeof(p), &init, params, "m2n_channel_params");
 
 	if (!rc && (!memory || !params))
@@ -360,8 +390,11 @@ int m2n_channel_query_memory(
 	rc = m2n__channel_derive(&p, ch);
 	if (!rc) {
 		m2n__channel_specs(ch, &spec[0], &spec[1], &spec[2]);
-		for (int i = 0; i < (p.placement == M2N_PLACEMENT_EXACT ? 3 : 2); i++)
+		for (int i = 0; i < (p.placement == M2N_PLACEMENT_EXACT ? 3 : 2); i++) {
 			m2n__exchange_sizes(&spec[i], &area[i], &region[i], &words[i]);
+			staging += staging_bytes(&spec[i]);
+		}
+		made = made_bytes(ch);
 		rc = m2n__channel_alloc(ch, &state);
 		m2n__channel_free(ch);
 		m2n__channel_release_lists(ch);
@@ -373,5 +406,7 @@ int m2n_channel_query_memory(
 	memory->reply_bytes = area[1] + region[1];
 	memory->control_bytes = area[2] + words[0] + words[1] + words[2] + state;
 	memory->total_bytes = memory->dispatch_bytes + memory->reply_bytes + memory->control_bytes;
+	memory->staging_bytes = staging;
+	memory->made_bytes = made;
 	return 0;
 }

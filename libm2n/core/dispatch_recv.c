@@ -143,7 +143,7 @@ static int look(struct m2n_channel *ch, struct m2n__batch *b, uint32_t source, u
 	struct m2n__rx *rx = rx_of(ch, source);
 	struct m2n__share *share = &b->shares[source];
 	uint64_t round = b->pub.round;
-	int up = m2n__rx_up(rx), rc = 0;
+	int rc = 0;
 
 	if (share->state == SHARE_AWAITED && rx->slots &&
 		m2n__rx_ready(ch->dispatch, rx, slot, round) &&
@@ -152,7 +152,7 @@ static int look(struct m2n_channel *ch, struct m2n__batch *b, uint32_t source, u
 	else if (share->state == SHARE_HEAD && m2n__rx_body_ready(ch->dispatch, rx, slot, round)) {
 		m2n__rx_take(ch->dispatch, rx, slot, 2);
 		share->state = SHARE_PRESENT;
-	} else if (!up || atomic_load_explicit(&rx->first_round, memory_order_relaxed) > round)
+	} else if (!m2n__rx_returns(rx) && !m2n__rx_gets(rx, round))
 		/* what had arrived was looked at first */
 		share->state = share->state == SHARE_HEAD ? SHARE_LOST : SHARE_ABSENT;
 	if (rc)

@@ -103,6 +103,8 @@ static int prepare_rx(struct m2n_exchange *x, struct m2n__rx *rx)
 	}
 	throw_away(x, &rx->credits_rmem);
 	rx->credits = NULL;
+	atomic_store_explicit(&rx->returning, rx->incarnation == rx->peer->incarnation,
+		memory_order_relaxed);
 	rx->mapped = mapped;
 	rx->ep = rx->peer->ep;
 	rx->seq = 0;
@@ -185,8 +187,11 @@ void m2n__exchange_peer_lost(struct m2n_exchange *x, struct m2n__peer *peer)
 	if (rx && m2n__rx_up(rx) &&
 		atomic_load_explicit(&peer->state, memory_order_relaxed) >= M2N_PEER_LOST)
 		atomic_store_explicit(&rx->untold, 1, memory_order_relaxed);
-	if (rx)
-		atomic_store_explicit(&rx->up, 0, memory_order_seq_cst);
+	if (!rx)
+		return;
+	atomic_store_explicit(&rx->admitted, UINT64_MAX, memory_order_relaxed);
+	atomic_store_explicit(&rx->returning, 0, memory_order_relaxed);
+	atomic_store_explicit(&rx->up, 0, memory_order_seq_cst);
 }
 
 int m2n__group_is_idle(struct m2n_group *group)
@@ -263,6 +268,7 @@ static int init_links(struct m2n_exchange *x)
 		if (!rx->peer || !rx->head_seen)
 			return -ENOMEM;
 		rx->body_seen = rx->head_seen + n;
+		atomic_store_explicit(&rx->admitted, UINT64_MAX, memory_order_relaxed);
 		rx->slots = (uint8_t *)x->area.mem->base + i * x->area_stride;
 	}
 	return 0;

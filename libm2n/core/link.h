@@ -92,6 +92,9 @@ struct m2n__rx {
 	struct m2n__shared stage; /* messaging: [n_slots] credit words on their way */
 	struct m2n__shared area;  /* after a replacement: slots of their own */
 	_Atomic uint64_t first_round;
+	_Atomic uint64_t admitted; /* what the application said of a new process's first round */
+	uint64_t incarnation;      /* of the process that was linked last; 0: none */
+	atomic_int returning;      /* that process is connected again, its rounds go on */
 	uint64_t seq;  /* public exchange: messages taken */
 	uint32_t slot; /* public exchange: of the next message */
 	int held;
@@ -311,6 +314,20 @@ static inline int m2n__tx_gets(const struct m2n__tx *tx, uint64_t round)
 static inline int m2n__rx_up(const struct m2n__rx *rx)
 {
 	return atomic_load_explicit(&rx->up, memory_order_acquire);
+}
+
+/* Does the process behind the link send this round? */
+static inline int m2n__rx_gets(const struct m2n__rx *rx, uint64_t round)
+{
+	return m2n__rx_up(rx) &&
+	       atomic_load_explicit(&rx->first_round, memory_order_relaxed) <= round;
+}
+
+/* Not up yet, but its process was here before, and will say where its rounds go on. */
+static inline int m2n__rx_returns(const struct m2n__rx *rx)
+{
+	return atomic_load_explicit(&rx->returning, memory_order_acquire) &&
+	       !atomic_load_explicit(&rx->up, memory_order_acquire);
 }
 
 static inline struct m2n__slot_head *m2n__tx_head(

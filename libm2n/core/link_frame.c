@@ -184,7 +184,8 @@ static int link_tx(struct m2n_exchange *x, struct m2n__tx *tx, const struct link
 
 static int link_rx(struct m2n_exchange *x, struct m2n__rx *rx, const struct link_frame *f)
 {
-	int rc;
+	uint64_t first;
+	int is_new, rc;
 
 	if (x->spec.explicit_credits) {
 		rc = import_at_least(rx->ep, f->credits_key, f->credits_bytes,
@@ -193,13 +194,16 @@ static int link_rx(struct m2n_exchange *x, struct m2n__rx *rx, const struct link
 			return rc;
 		rx->credits = rx->credits_rmem->ptr;
 	}
-	/* A sender that replaces a lost one waits for the application to admit it. One that was
-	 * here before us tells by a START frame which round is our first. */
-	rx->starting = !rx->was_linked && f->first_round == M2N__ROUND_UNKNOWN;
-	atomic_store_explicit(&rx->first_round,
-		rx->was_linked && x->spec.tx_round ? UINT64_MAX : f->first_round,
-		memory_order_relaxed);
+	/* A sender that replaces a lost one waits for the application to admit it. One whose
+	 * rounds go on tells by a START frame which of them is the first for us. */
+	is_new = rx->was_linked && rx->incarnation != rx->peer->incarnation;
+	rx->starting = !is_new && f->first_round == M2N__ROUND_UNKNOWN;
+	first = f->first_round;
+	if (is_new && x->spec.tx_round)
+		first = atomic_load_explicit(&rx->admitted, memory_order_relaxed);
+	atomic_store_explicit(&rx->first_round, first, memory_order_relaxed);
 	rx->was_linked = 1;
+	rx->incarnation = rx->peer->incarnation;
 	rx->prepared = 0;
 	atomic_store_explicit(&rx->up, !rx->starting, memory_order_release);
 	return 0;

@@ -12,6 +12,7 @@
 extern const struct conf_case kill_cases[];
 extern const struct conf_case stop_cases[];
 extern const struct conf_case rejoin_cases[];
+extern const struct conf_case readd_cases[];
 extern const struct conf_case limit_cases[];
 extern const struct conf_case hostile_cases[];
 extern const struct conf_case interposer_cases[];

@@ -8,6 +8,7 @@ static const struct conf_case *const lists[] = {
 	kill_cases,
 	stop_cases,
 	rejoin_cases,
+	readd_cases,
 	limit_cases,
 	hostile_cases,
 	interposer_cases,
