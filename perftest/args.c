@@ -10,6 +10,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -72,7 +73,8 @@ static const struct argp_option options[] = {
 	{"warmup", KEY_WARMUP, "N", 0, "Iterations before, not measured (10)", 3},
 	{"reps", KEY_REPS, "N", 0, "Alternations between ours and each yardstick (5)", 3},
 	{"seed", KEY_SEED, "N", 0, "Seed of routing and data (1)", 3},
-	{"compare", KEY_COMPARE, "LIST", 0, "Yardsticks in the same run: memcpy,mpi,ucx", 3},
+	{"compare", KEY_COMPARE, "LIST", 0, "Yardsticks in the same run: memcpy,mpi,ucx,"
+	 "ib_write_bw,ib_write_lat,ucx_perftest", 3},
 	{"no-check", KEY_NO_CHECK, NULL, 0, "Leave out the rounds that check the data", 3},
 	{"timeout", KEY_TIMEOUT, "SECONDS", 0, "Fail when nothing moves for this long (60)", 3},
 	{"format", KEY_FORMAT, "FORM", 0, "table | csv | json (table)", 4},
@@ -135,11 +137,26 @@ static const struct flag {
 
 static const char *const test_names[] = {NULL, "bw", "lat", "moe", "init", "kernel"};
 static const char *const dtype_names[] = {"f32", "bf16", "f16"};
+static const char *const compare_names[PERF_N_COMPARE] = {
+	"memcpy", "mpi", "ucx", "ib_write_bw", "ib_write_lat", "ucx_perftest"};
+/* What each test can be compared with. */
+static const unsigned comparable[] = {
+	[PERF_BW] = PERF_COMPARE_MEMCPY | PERF_COMPARE_UCX | PERF_COMPARE_TOOLS,
+	[PERF_LAT] = PERF_COMPARE_MEMCPY | PERF_COMPARE_UCX | PERF_COMPARE_TOOLS,
+	[PERF_MOE] = PERF_COMPARE_MEMCPY | PERF_COMPARE_MPI,
+	[PERF_INIT] = PERF_COMPARE_IB_WRITE_BW,
+	[PERF_KERNEL] = 0,
+};
 /* clang-format on */
 
 const char *perf_test_name(enum perf_test test)
 {
 	return test_names[test];
+}
+
+const char *perf_compare_name(unsigned bit)
+{
+	return compare_names[bit];
 }
 
 const char *perf_dtype_name(enum m2n_dtype dtype)
@@ -226,19 +243,34 @@ static void set_sizes(struct argp_state *state, struct perf_args *args, const ch
 			state, "--sizes: '%s' is not A:B with 1 <= A <= B <= %" PRIu64, text, max);
 }
 
+/* The yardsticks of a set, as words. */
+static void list_names(unsigned set, char text[128])
+{
+	text[0] = '\0';
+	for (unsigned i = 0; i < PERF_N_COMPARE; i++) {
+		if ((set & 1u << i) == 0)
+			continue;
+		if (text[0] != '\0')
+			strcat(text, ", ");
+		strcat(text, compare_names[i]);
+	}
+}
+
 static void set_compare(struct argp_state *state, struct perf_args *args, const char *text)
 {
-	static const char *const words[] = {"memcpy", "mpi", "ucx"};
+	char known[128];
 
+	list_names(UINT_MAX, known);
 	while (*text != '\0') {
 		size_t length = strcspn(text, ",");
 		unsigned bit = 0;
-		for (unsigned i = 0; i < 3; i++)
-			if (strlen(words[i]) == length && strncmp(words[i], text, length) == 0)
+		for (unsigned i = 0; i < PERF_N_COMPARE; i++)
+			if (strlen(compare_names[i]) == length &&
+				strncmp(compare_names[i], text, length) == 0)
 				bit = 1u << i;
 		if (bit == 0)
-			argp_error(state, "--compare: '%.*s' is none of memcpy, mpi, ucx",
-				(int)length, text);
+			argp_error(
+				state, "--compare: '%.*s' is none of %s", (int)length, text, known);
 		args->compare |= bit;
 		text += length + (text[length] == ',');
 	}
@@ -279,8 +311,6 @@ static void check_moe(struct argp_state *state, struct perf_args *args)
 			args->row_bytes, value_bytes, dtype_names[args->dtype]);
 	if (args->reduce_at_expert && !args->dedup)
 		argp_error(state, "--reduce-at-expert needs --dedup");
-	if (args->compare & PERF_COMPARE_UCX)
-		argp_error(state, "--compare: moe has memcpy and mpi");
 	if (args->compare != 0 && (args->dedup || args->cast_fp8 || args->round_trip))
 		argp_error(state, "--compare: moves the same bytes only without --dedup, --cast, "
 				  "--round-trip");
@@ -288,11 +318,31 @@ static void check_moe(struct argp_state *state, struct perf_args *args)
 
 static void check_messages(struct argp_state *state, const struct perf_args *args)
 {
-	if (args->compare & PERF_COMPARE_MPI)
-		argp_error(state, "--compare: %s has memcpy and ucx", test_names[args->test]);
-	if (args->compare != 0 && (args->n_sources != 1 || args->n_expert_ranks != 1))
-		argp_error(state, "--compare: %s compares with -M 1 -N 1 only",
-			test_names[args->test]);
+	bool one_pair = args->n_sources == 1 && args->n_expert_ranks == 1;
+	unsigned of_many = args->test == PERF_BW ? PERF_COMPARE_IB_WRITE_BW : 0;
+
+	if ((args->compare & ~of_many) != 0 && !one_pair)
+		argp_error(state, "--compare: %s compares with -M 1 -N 1 only%s",
+			test_names[args->test], of_many != 0 ? ", but for ib_write_bw" : "");
+}
+
+/*
+ * One list may serve bw and lat: of the two ib tools each test takes the one that measures what
+ * it does.
+ */
+static void check_compare(struct argp_state *state, struct perf_args *args)
+{
+	unsigned other = args->test == PERF_BW    ? PERF_COMPARE_IB_WRITE_LAT
+			 : args->test == PERF_LAT ? PERF_COMPARE_IB_WRITE_BW
+						  : 0;
+	char known[128];
+
+	list_names(comparable[args->test] & ~other, known);
+	if ((args->compare & ~comparable[args->test]) != 0 ||
+		(args->compare != 0 && (args->compare & ~other) == 0))
+		argp_error(state, "--compare: %s has %s", test_names[args->test],
+			known[0] != '\0' ? known : "no yardstick");
+	args->compare &= ~other;
 }
 
 static void check_all(struct argp_state *state, struct perf_args *args)
@@ -309,12 +359,11 @@ static void check_all(struct argp_state *state, struct perf_args *args)
 		args->size_min = args->test == PERF_LAT ? 8 : 64;
 		args->size_max = args->test == PERF_LAT ? 64 << 10 : 4 << 20;
 	}
+	check_compare(state, args);
 	if (args->test == PERF_MOE || args->test == PERF_INIT)
 		check_moe(state, args);
 	if (args->test == PERF_BW || args->test == PERF_LAT)
 		check_messages(state, args);
-	if ((args->test == PERF_INIT || args->test == PERF_KERNEL) && args->compare != 0)
-		argp_error(state, "--compare: %s has no yardstick", test_names[args->test]);
 }
 
 /* Options that are neither number, word nor flag. */

@@ -31,6 +31,13 @@ enum perf_format {
 #define PERF_COMPARE_MEMCPY 1u
 #define PERF_COMPARE_MPI 2u
 #define PERF_COMPARE_UCX 4u
+#define PERF_COMPARE_IB_WRITE_BW 8u
+#define PERF_COMPARE_IB_WRITE_LAT 16u
+#define PERF_COMPARE_UCX_PERFTEST 32u
+/* Those that are programs of others, run as children. */
+#define PERF_COMPARE_TOOLS \
+	(PERF_COMPARE_IB_WRITE_BW | PERF_COMPARE_IB_WRITE_LAT | PERF_COMPARE_UCX_PERFTEST)
+#define PERF_N_COMPARE 6
 
 struct perf_args {
 	enum perf_test test;
@@ -68,6 +75,8 @@ struct perf_args {
 void perf_args_parse(int argc, char **argv, struct perf_args *args);
 
 const char *perf_test_name(enum perf_test test);
+/* The word of bit `bit` of args.compare. */
+const char *perf_compare_name(unsigned bit);
 const char *perf_dtype_name(enum m2n_dtype dtype);
 size_t perf_dtype_bytes(enum m2n_dtype dtype);
 /* Bytes of one output row: those of the dispatched row, or of the values before the cast. */

@@ -16,6 +16,22 @@ static uint64_t window_of(uint64_t size)
 	return n < 16 ? 16 : n > 1024 ? 1024 : n;
 }
 
+/* Over several hosts the sources time the window, until an answer behind the last message. */
+static void answer(struct message *message)
+{
+	struct m2n_iov iov = {message->data, 1};
+
+	for (int peer = message->first_peer; peer < message->last_peer; peer++) {
+		if (message->rank->source >= 0)
+			message_get(message, peer);
+		else
+			perf_rank_check(message->rank,
+				m2n_exchange_put(message->exchange, peer, &iov, 1,
+					M2N_TIMEOUT_DEFAULT),
+				"m2n_exchange_put");
+	}
+}
+
 static void ours(struct message *message, uint64_t window)
 {
 	bool source = message->rank->source >= 0;
@@ -32,6 +48,8 @@ static void ours(struct message *message, uint64_t window)
 		perf_rank_check(message->rank,
 			m2n_exchange_flush(message->exchange, peer, M2N_TIMEOUT_DEFAULT),
 			"m2n_exchange_flush");
+	if (message->rank->job->many_hosts)
+		answer(message);
 }
 
 static void bare(struct message *message, uint64_t window, bool nt)
@@ -73,9 +91,14 @@ static void step(void *arg, unsigned series, int64_t iter)
 		ucx(message, window);
 	else
 		bare(message, window, kind == PERF_STREAM);
-	*message_stamp(message, series, iter) = message->rank->source >= 0
-		? (struct page_stamp){start, 0}
-		: (struct page_stamp){0, perf_now()};
+	int64_t end = perf_now();
+	bool source = message->rank->source >= 0;
+	if (message->rank->job->many_hosts)
+		*message_stamp(message, series, iter) = (struct page_stamp){source ? start : 0,
+			source ? end : 0};
+	else
+		*message_stamp(message, series, iter) =
+			(struct page_stamp){source ? start : 0, source ? 0 : end};
 }
 
 static void body(struct perf_rank *rank)
@@ -87,13 +110,9 @@ static void body(struct perf_rank *rank)
 	message_open(&message, rank);
 	message.credits = true;
 	for (size_t i = 0; i < n; i++) {
-		message.size = sizes[i];
-		message.n_case = (uint32_t)i;
-		if (!rank->args->no_check)
-			message_check(&message, 0);
+		message_begin(&message, i, sizes[i], (uint32_t)window_of(sizes[i]));
 		perf_rank_loop(rank, step, &message);
-		if (!rank->args->no_check)
-			message_check(&message, 1);
+		message_end(&message);
 	}
 	message_close(&message);
 }

@@ -5,6 +5,7 @@
  * medians, so that a slow spell of the machine weighs on one alternation only.
  */
 #include "cases.h"
+#include "compare_tool.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -77,6 +78,73 @@ static void measure_yardstick(const struct perf_job *job, double *samples, doubl
 	perf_stats_of(samples, job->dims.n_iters, &compare->us);
 }
 
+/*
+ * What a program said in an alternation, in us of a sample: the GB/s of pairs that ran at once are
+ * summed. 0: one said nothing.
+ */
+static double tool_us(const struct perf_job *job, uint32_t n_case, uint32_t series, uint64_t rep,
+	double bytes, double *p99)
+{
+	uint64_t n_pairs = perf_tool_pairs(job->args);
+	double sum = 0;
+
+	for (uint64_t pair = 0; pair < n_pairs; pair++) {
+		const struct page_figure *figure =
+			page_figures(job->page, (uint32_t)pair, n_case, series) + rep;
+		if (figure->value <= 0)
+			return 0;
+		sum += figure->value;
+		*p99 = figure->p99;
+	}
+	return job->args->test == PERF_BW ? bytes / sum / 1000 : sum;
+}
+
+/*
+ * A yardstick that is a program, over the alternations in which it said something; left out when
+ * there is none. `theirs`, `ratios`, `p99`: scratch of n_reps.
+ */
+static void measure_tool(const struct perf_job *job, uint32_t n_case, uint32_t series,
+	const double *ours, double *theirs, double *ratios, double *p99, struct perf_case *c)
+{
+	struct perf_compare *compare = &c->compare[c->n_compare];
+	size_t n = 0;
+
+	*compare = (struct perf_compare){.command = job->page->commands[series]};
+	compare->name = perf_tool_name(job->kinds[series], &compare->how);
+	for (uint64_t rep = 0; rep < job->args->n_reps; rep++) {
+		theirs[n] = tool_us(job, n_case, series, rep, (double)c->bytes, &p99[n]);
+		if (theirs[n] <= 0 || ours[rep] <= 0)
+			continue;
+		ratios[n] = theirs[n] / ours[rep];
+		n++;
+	}
+	if (n == 0)
+		return;
+	compare->us.p99 = perf_median(p99, n);
+	compare->us.p50 = perf_median(theirs, n);
+	compare->ratio = perf_median(ratios, n);
+	compare->ratio_min = ratios[0];
+	compare->ratio_max = ratios[n - 1];
+	compare->gbps = rate((double)c->bytes, compare->us.p50);
+	c->n_compare++;
+}
+
+static void add_cost(const struct perf_job *job, uint32_t n_case, struct perf_case *c)
+{
+	struct page_cost sum = {0};
+
+	for (uint32_t rank = 0; rank < job->dims.n_ranks; rank++) {
+		const struct page_cost *cost = page_cost(job->page, rank, n_case);
+		sum.n_rounds += cost->n_rounds;
+		sum.n_puts += cost->n_puts;
+		sum.staged_bytes += cost->staged_bytes;
+	}
+	if (sum.n_rounds == 0)
+		return;
+	c->puts_per_round = (double)sum.n_puts / (double)sum.n_rounds;
+	c->staged_per_round = (double)sum.staged_bytes / (double)sum.n_rounds;
+}
+
 bool perf_case_reduce(
 	const struct perf_job *job, uint32_t n_case, double scale, struct perf_case *c)
 {
@@ -101,7 +169,12 @@ bool perf_case_reduce(
 	memcpy(sorted, c->samples, n * sizeof(double));
 	perf_stats_of(sorted, n, &c->us);
 	c->gbps = rate((double)c->bytes, c->us.p50);
+	add_cost(job, n_case, c);
 	for (uint32_t s = 1; s < job->dims.n_series; s++) {
+		if (job->kinds[s] >= PERF_FIRST_TOOL) {
+			measure_tool(job, n_case, s, ours, theirs, ratios, work, c);
+			continue;
+		}
 		struct perf_compare compare = {
 			.name = kinds[job->kinds[s]].name, .how = kinds[job->kinds[s]].how};
 		take_samples(job, n_case, scale, s, work);
@@ -120,6 +193,8 @@ void perf_report_gather(struct perf_report *report)
 		const struct page_rank *rank = page_rank(report->job->page, i);
 		report->n_verified += rank->verified;
 		report->staged_bytes += rank->staged_bytes;
+		if (rank->tool_status != 0 && report->tool_status != 1)
+			report->tool_status = (int)rank->tool_status;
 		if (report->backend[0] == '\0')
 			report->backend = rank->backend;
 	}

@@ -11,9 +11,10 @@
 #include "stats.h"
 
 struct perf_compare {
-	const char *name;    /* "memcpy", "mpi", "ucx" */
-	const char *how;     /* of the two loops of memcpy: which was faster; else NULL */
-	struct perf_stats us;
+	const char *name;    /* as --compare has it */
+	const char *how;     /* of the two loops of memcpy: which was faster; a tool's test */
+	const char *command; /* of a tool, as it was run; else NULL */
+	struct perf_stats us; /* of a tool only p50, and p99 unless it is 0 */
 	double gbps;
 	double ratio;        /* yardstick / ours in time, median over the alternations */
 	double ratio_min, ratio_max;
@@ -28,6 +29,8 @@ struct perf_case {
 	double n_messages;   /* in one sample of bw and lat; 0: no message rate */
 	struct perf_stats us;
 	double gbps;
+	double puts_per_round;   /* transfers posted per message and peer; 0 for mapped peers */
+	double staged_per_round; /* bytes */
 	double route_us;     /* moe: median of m2n_plan_route(); < 0: none */
 	double *samples;     /* [n_samples] us in the order taken */
 	size_t n_samples;
@@ -43,6 +46,7 @@ struct perf_report {
 	uint64_t n_verified;   /* rows or messages that were checked */
 	uint64_t staged_bytes;
 	const char *backend;
+	int tool_status;       /* for main(): a tool that was asked for did not run */
 };
 
 /*

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * UCX between the same two processes on its shared-memory transport: the data is put into the
- * peer's memory, which UCX allocated, then a fence, then a flag. The receiver looks at the flag
- * and drives the worker's progress now and then, as a program on UCX would. Addresses and keys
- * go through the page.
+ * UCX between the same two processes, on its shared-memory transport or what UCX_TLS says: the data
+ * is put into the peer's memory, which UCX allocated, then a fence, then a flag. The receiver looks
+ * at the flag and drives the worker's progress, in shared memory only now and then, as a program
+ * on UCX would. Addresses and keys go through the page.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +12,7 @@
 
 #include <ucp/api/ucp.h>
 
+#include "core/option.h"
 #include "message.h"
 
 /* What one side tells the other; in page_extra(), one for each. */
@@ -29,6 +30,7 @@ struct ucx_link {
 	struct perf_rank *rank;
 	uint32_t depth;
 	uint64_t slot_bytes;
+	unsigned looks;        /* at the flag between two calls of progress */
 	ucp_context_h context;
 	ucp_worker_h worker;
 	ucp_mem_h mem;
@@ -63,7 +65,13 @@ static void open_worker(struct ucx_link *link)
 	ucp_config_t *config;
 
 	check(link, ucp_config_read(NULL, NULL, &config), "ucp_config_read");
-	check(link, ucp_config_modify(config, "TLS", "posix,self"), "TLS=posix,self");
+	/* The library's own backend takes what UCX finds, when it is what is measured. */
+	const char *backend = link->rank->args->backend;
+	bool shared_memory = m2n__getenv(NULL, "UCX_TLS") == NULL &&
+			     (backend == NULL || strcmp(backend, "ucx") != 0);
+	if (shared_memory)
+		check(link, ucp_config_modify(config, "TLS", "posix,self"), "TLS=posix,self");
+	link->looks = shared_memory ? 64 : 1;
 	check(link, ucp_init(&params, config, &link->context), "ucp_init");
 	ucp_config_release(config);
 	check(link, ucp_worker_create(link->context, &worker, &link->worker), "ucp_worker_create");
@@ -203,7 +211,7 @@ void ucx_link_get(struct ucx_link *link, uint64_t size)
 
 	link->n_received++;
 	while (atomic_load_explicit(&flag->number, memory_order_acquire) < link->n_received) {
-		if (++n_looks % 64 != 0)
+		if (++n_looks % link->looks != 0)
 			continue;
 		ucp_worker_progress(link->worker);
 		if (atomic_load(&link->rank->page->abort))

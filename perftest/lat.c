@@ -78,13 +78,9 @@ static void body(struct perf_rank *rank)
 
 	message_open(&message, rank);
 	for (size_t i = 0; i < n; i++) {
-		message.size = sizes[i];
-		message.n_case = (uint32_t)i;
-		if (!rank->args->no_check)
-			message_check(&message, 0);
+		message_begin(&message, i, sizes[i], 1);
 		perf_rank_loop(rank, step, &message);
-		if (!rank->args->no_check)
-			message_check(&message, 1);
+		message_end(&message);
 	}
 	message_close(&message);
 }

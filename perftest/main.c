@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * m2n_perf: measures libm2n. Reads the command line, prepares the test, runs its ranks, and
- * reports. Exit status: 0, 1 when a rank or the measurement failed, 2 for wrong arguments.
+ * reports. Exit status: 0, 1 when a rank, the measurement or a yardstick failed, 2 for wrong
+ * arguments or a yardstick that is not installed.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -26,8 +27,8 @@ static int check_launch(const struct perf_args *args, const struct perf_rank *ra
 	uint64_t wanted = args->n_sources + args->n_expert_ranks;
 	const char *text = NULL;
 
-	if (args->compare != 0)
-		text = "--compare needs ranks that are forked here; add --local";
+	if ((args->compare & ~PERF_COMPARE_TOOLS) != 0)
+		text = "--compare memcpy, mpi and ucx need ranks that are forked here; add --local";
 	if (args->test == PERF_INIT)
 		text = "init needs ranks that are forked here; add --local";
 	if ((uint64_t)rank->n_ranks != wanted) {
@@ -72,6 +73,8 @@ static int make_report(const struct perf_job *job, FILE *file)
 		status = print(file, &report);
 	else
 		fprintf(stderr, "m2n_perf: no memory for the results\n");
+	if (status == 0)
+		status = report.tool_status;
 	for (size_t i = 0; report.cases != NULL && i < report.n_cases; i++)
 		free(report.cases[i].samples);
 	free(report.cases);
@@ -83,6 +86,7 @@ static int run(struct perf_job *job, struct perf_rank *rank, bool launched, FILE
 	char text[512] = "";
 
 	job->dims.n_ranks = (uint32_t)(job->args->n_sources + job->args->n_expert_ranks);
+	job->dims.n_reps = (uint32_t)job->args->n_reps;
 	if (!ops_of(job->args->test)->prepare(job, text, sizeof(text))) {
 		fprintf(stderr, "m2n_perf: %s\n", text);
 		return 2;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "compare_tool.h"
 #include "tests.h"
 
 size_t perf_sizes(const struct perf_args *args, uint64_t *sizes, size_t max)
@@ -48,6 +49,7 @@ bool message_prepare(struct perf_job *job, void (*body)(struct perf_rank *), boo
 		perf_job_add(job, PERF_UCX);
 		job->dims.extra_bytes = UCX_EXTRA_BYTES;
 	}
+	perf_tool_add(job);
 	job->dims.n_cases = (uint32_t)perf_sizes(args, sizes, PERF_MAX_SIZES);
 	job->dims.n_iters = (uint32_t)args->n_iters;
 	job->n_steps = args->n_iters * job->dims.n_series * job->dims.n_cases *
@@ -78,6 +80,43 @@ void message_open(struct message *message, struct perf_rank *rank)
 	perf_rank_note_backend(rank, message->first_peer);
 	if (perf_job_has(rank->job, PERF_UCX))
 		message->ucx = ucx_link_open(rank, args->size_max, (uint32_t)args->depth);
+}
+
+/* All that was sent to all peers. */
+static struct m2n_counters count_sent(struct message *message)
+{
+	struct m2n_counters sum = {0}, sent, received;
+
+	for (int peer = message->first_peer; peer < message->last_peer; peer++) {
+		if (m2n_exchange_counters(message->exchange, peer, &sent, &received) != 0)
+			continue;
+		sum.n_rounds += sent.n_rounds;
+		sum.n_puts += sent.n_puts;
+		sum.staged_bytes += sent.staged_bytes + received.staged_bytes;
+	}
+	return sum;
+}
+
+void message_begin(struct message *message, size_t n_case, uint64_t size, uint32_t n_messages)
+{
+	message->size = message->rank->size = size;
+	message->n_case = message->rank->n_case = (uint32_t)n_case;
+	message->rank->n_messages = n_messages;
+	message->before = count_sent(message);
+	if (!message->rank->args->no_check)
+		message_check(message, 0);
+}
+
+void message_end(struct message *message)
+{
+	struct perf_rank *rank = message->rank;
+
+	if (!rank->args->no_check)
+		message_check(message, 1);
+	struct m2n_counters now = count_sent(message);
+	*page_cost(rank->page, (uint32_t)rank->rank, message->n_case) = (struct page_cost){
+		now.n_rounds - message->before.n_rounds, now.n_puts - message->before.n_puts,
+		now.staged_bytes - message->before.staged_bytes};
 }
 
 static void note_counters(struct message *message)

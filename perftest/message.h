@@ -18,6 +18,7 @@ struct message {
 	struct m2n_mem *mem;
 	uint64_t size;             /* now */
 	uint32_t n_case;
+	struct m2n_counters before; /* sent to all peers when this case began */
 	uint64_t n_sent;           /* by the yardstick, for its flags */
 	uint64_t n_received;
 	bool credits;              /* the yardstick's receiver gives slots back */
@@ -26,6 +27,9 @@ struct message {
 
 void message_open(struct message *message, struct perf_rank *rank);
 void message_close(struct message *message);
+/* Before and after a case: its size, checks of the data, what its transfers cost. */
+void message_begin(struct message *message, size_t n_case, uint64_t size, uint32_t n_messages);
+void message_end(struct message *message);
 /* Sends a message of `size` both ways between all pairs and checks every byte. */
 void message_check(struct message *message, unsigned generation);
 

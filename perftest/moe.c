@@ -150,6 +150,16 @@ static void open_channel(struct moe *moe)
 	perf_rank_note_backend(rank, 0);
 }
 
+static void add_cost(struct moe *moe, enum moe_case n_case, const struct m2n_counters flows[2])
+{
+	struct page_cost *cost =
+		page_cost(moe->rank->page, (uint32_t)moe->rank->rank, n_case);
+
+	cost->n_rounds += flows[0].n_rounds;
+	cost->n_puts += flows[0].n_puts;
+	cost->staged_bytes += flows[0].staged_bytes + flows[1].staged_bytes;
+}
+
 static void note_counters(struct moe *moe)
 {
 	struct perf_rank *rank = moe->rank;
@@ -168,6 +178,9 @@ static void note_counters(struct moe *moe)
 					(enum page_flow)(2 * direction + i)) =
 					(struct page_peer){flows[i].n_rounds, flows[i].n_rows,
 						flows[i].bytes, flows[i].wait_ns};
+			add_cost(moe, direction == M2N_DISPATCH ? MOE_DISPATCH : MOE_COMBINE,
+				flows);
+			add_cost(moe, MOE_ROUND_TRIP, flows);
 		}
 	}
 }

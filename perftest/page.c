@@ -26,12 +26,20 @@ static uint64_t align_up(uint64_t value)
 	return (value + 4095) & ~UINT64_C(4095);
 }
 
+static uint64_t notes_bytes(const struct page_dims *dims)
+{
+	return dims->n_cases * (sizeof(struct page_cost) +
+				       (uint64_t)dims->n_series * dims->n_reps *
+					       sizeof(struct page_figure));
+}
+
 struct page *page_create(const struct page_dims *dims, bool shared)
 {
 	uint64_t n = dims->n_ranks;
 	uint64_t ranks_at = align_up(sizeof(struct page));
 	uint64_t peers_at = align_up(ranks_at + n * sizeof(struct page_rank));
-	uint64_t sheet_at = align_up(peers_at + n * n * PAGE_N_FLOWS * sizeof(struct page_peer));
+	uint64_t notes_at = align_up(peers_at + n * n * PAGE_N_FLOWS * sizeof(struct page_peer));
+	uint64_t sheet_at = align_up(notes_at + n * notes_bytes(dims));
 	uint64_t extra_at = align_up(sheet_at + n * dims->n_cases * dims->n_series * dims->n_iters *
 							sizeof(struct page_stamp));
 	uint64_t bytes = align_up(extra_at + dims->extra_bytes);
@@ -51,6 +59,7 @@ struct page *page_create(const struct page_dims *dims, bool shared)
 	page->dims = *dims;
 	page->ranks_at = ranks_at;
 	page->peers_at = peers_at;
+	page->notes_at = notes_at;
 	page->sheet_at = sheet_at;
 	page->extra_at = extra_at;
 	page->fd = fd;
@@ -110,6 +119,27 @@ struct page_peer *page_peer(struct page *page, uint32_t rank, uint32_t peer, enu
 
 	return (struct page_peer *)((char *)page + page->peers_at) +
 		(rank * n + peer) * PAGE_N_FLOWS + flow;
+}
+
+size_t page_rank_notes_bytes(const struct page *page)
+{
+	return notes_bytes(&page->dims);
+}
+
+struct page_cost *page_cost(struct page *page, uint32_t rank, uint32_t n_case)
+{
+	return (struct page_cost *)((char *)page + page->notes_at +
+		       rank * notes_bytes(&page->dims)) +
+		n_case;
+}
+
+struct page_figure *page_figures(
+	struct page *page, uint32_t rank, uint32_t n_case, uint32_t series)
+{
+	size_t row = (size_t)n_case * page->dims.n_series + series;
+
+	return (struct page_figure *)page_cost(page, rank, page->dims.n_cases) +
+		row * page->dims.n_reps;
 }
 
 void *page_extra(struct page *page)

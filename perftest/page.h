@@ -37,10 +37,24 @@ enum page_flow {
 	PAGE_N_FLOWS,
 };
 
+/* What the transfers of one case cost, from the counters of all flows that this rank sent. */
+struct page_cost {
+	uint64_t n_rounds, n_puts, staged_bytes;
+};
+
+/*
+ * What a yardstick that is a program of its own said in one alternation: GB/s for bw, else us.
+ * 0: nothing, or for p99 that it does not say.
+ */
+struct page_figure {
+	double value, p99;
+};
+
 struct page_rank {
 	alignas(64) _Atomic uint64_t progress; /* counts iterations, for the watchdog */
 	uint32_t finished;
 	uint32_t verified;      /* rows or messages that were checked and right */
+	uint32_t tool_status;   /* exit status for a yardstick's program that did not run */
 	uint64_t staged_bytes;
 	/* init: what the library says, and this rank's share of what is there. */
 	uint64_t memory_predicted, memory_share, memory_mapped;
@@ -64,6 +78,7 @@ struct page_dims {
 	uint32_t n_cases;
 	uint32_t n_series;
 	uint32_t n_iters;
+	uint32_t n_reps;
 	uint64_t extra_bytes; /* behind the sheet, for the test: routing, buffers' addresses */
 };
 
@@ -71,7 +86,7 @@ struct page {
 	uint64_t magic;
 	uint64_t bytes;
 	struct page_dims dims;
-	uint64_t ranks_at, peers_at, sheet_at, extra_at; /* offsets */
+	uint64_t ranks_at, peers_at, notes_at, sheet_at, extra_at; /* offsets */
 	int fd;                 /* -1: private */
 	uint32_t spin_ns;       /* before a waiter sleeps */
 	struct page_barrier barriers[2];
@@ -81,6 +96,7 @@ struct page {
 	alignas(64) _Atomic uint32_t abort;    /* somebody failed: everybody leaves */
 	_Atomic int32_t failed_rank;           /* -1: nobody; MPI ranks count from PAGE_MPI_RANK */
 	char failed_text[PERF_TEXT_BYTES];
+	char commands[PERF_MAX_SERIES][PERF_TEXT_BYTES]; /* of programs, as rank 0 ran them */
 };
 #define PAGE_MPI_RANK 1000000
 
@@ -95,6 +111,11 @@ struct page_stamp *page_stamps(
 	struct page *page, uint32_t rank, uint32_t n_case, uint32_t series); /* [n_iters] */
 struct page_rank *page_rank(struct page *page, uint32_t rank);
 struct page_peer *page_peer(struct page *page, uint32_t rank, uint32_t peer, enum page_flow flow);
+/* A rank's notes: costs of the cases, then figures; and how many bytes they are. */
+struct page_cost *page_cost(struct page *page, uint32_t rank, uint32_t n_case);
+struct page_figure *page_figures(
+	struct page *page, uint32_t rank, uint32_t n_case, uint32_t series); /* [n_reps] */
+size_t page_rank_notes_bytes(const struct page *page);
 void *page_extra(struct page *page);
 
 /* Waits for n processes of the crowd. False: the run is being given up. */

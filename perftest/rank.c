@@ -9,6 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "compare_tool.h"
+
 void perf_rank_fail(struct perf_rank *rank, int status, const char *what)
 {
 	const char *detail = m2n_error_text();
@@ -151,7 +153,7 @@ void perf_rank_loop(struct perf_rank *rank, perf_step_fn step, void *arg)
 	if (perf_job_has(job, PERF_MPI) && !page_wait(rank->page, &rank->page->mpi_ready, 1))
 		_exit(3);
 	for (unsigned series = 0; series < job->dims.n_series; series++) {
-		if (job->kinds[series] == PERF_MPI)
+		if (job->kinds[series] == PERF_MPI || job->kinds[series] >= PERF_FIRST_TOOL)
 			continue;
 		perf_rank_barrier(rank);
 		for (uint64_t i = 0; i < rank->args->n_warmup; i++)
@@ -161,6 +163,8 @@ void perf_rank_loop(struct perf_rank *rank, perf_step_fn step, void *arg)
 		for (unsigned series = 0; series < job->dims.n_series; series++) {
 			if (job->kinds[series] == PERF_MPI)
 				run_mpi_batch(rank, (uint32_t)rep);
+			else if (job->kinds[series] >= PERF_FIRST_TOOL)
+				perf_tool_batch(rank, series, (uint32_t)rep);
 			else
 				run_batch(rank, step, arg, series, rep);
 		}

@@ -21,7 +21,12 @@ enum perf_kind {
 	PERF_STREAM, /* the same with non-temporal stores */
 	PERF_MPI,
 	PERF_UCX,
+	PERF_IB_WRITE_BW, /* from here on: programs, see compare_tool.h */
+	PERF_IB_WRITE_LAT,
+	PERF_UCP_PUT_BW,
+	PERF_UCP_PUT_LAT,
 };
+#define PERF_FIRST_TOOL PERF_IB_WRITE_BW
 
 /* A test, ready to run: what it measures, and what its ranks need. */
 struct perf_job {
@@ -50,6 +55,9 @@ struct perf_rank {
 	int expert;          /* index, or -1 */
 	struct m2n_ctx *ctx;
 	struct m2n_group *group;
+	uint64_t size;       /* of the messages now */
+	uint32_t n_case;     /* now */
+	uint32_t n_messages; /* of one iteration now */
 	struct m2n_exchange *sync; /* NULL: forked, the page's barrier is used */
 };
 

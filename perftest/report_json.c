@@ -29,11 +29,10 @@ static json_t *env_json(void)
 static json_t *args_json(const struct perf_args *args)
 {
 	json_t *names = json_array();
-	static const char *const words[] = {"memcpy", "mpi", "ucx"};
 
-	for (unsigned i = 0; i < 3; i++)
+	for (unsigned i = 0; i < PERF_N_COMPARE; i++)
 		if (args->compare & (1u << i))
-			json_array_append_new(names, json_string(words[i]));
+			json_array_append_new(names, json_string(perf_compare_name(i)));
 	json_t *object = json_pack(
 		"{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s?, s:I, s:I, s:I, s:I, s:s, s:o}", "test",
 		perf_test_name(args->test), "M", (json_int_t)args->n_sources, "N",
@@ -59,12 +58,14 @@ static json_t *compare_json(const struct perf_case *c)
 
 	for (unsigned i = 0; i < c->n_compare; i++) {
 		const struct perf_compare *compare = &c->compare[i];
-		json_array_append_new(list,
-			json_pack("{s:s, s:s?, s:o, s:o, s:o, s:o, s:o, s:o}", "name",
-				compare->name, "how", compare->how, "p50_us", real(compare->us.p50),
-				"p99_us", real(compare->us.p99), "gbps", real(compare->gbps),
-				"ratio", real(compare->ratio), "ratio_min",
-				real(compare->ratio_min), "ratio_max", real(compare->ratio_max)));
+		json_t *object = json_pack("{s:s, s:s?, s:o, s:o, s:o, s:o, s:o, s:o}", "name",
+			compare->name, "how", compare->how, "p50_us", real(compare->us.p50),
+			"p99_us", compare->us.p99 > 0 ? real(compare->us.p99) : json_null(), "gbps",
+			real(compare->gbps), "ratio", real(compare->ratio), "ratio_min",
+			real(compare->ratio_min), "ratio_max", real(compare->ratio_max));
+		if (compare->command != NULL)
+			json_object_set_new(object, "command", json_string(compare->command));
+		json_array_append_new(list, object);
 	}
 	return list;
 }
@@ -96,11 +97,14 @@ static json_t *case_json(const struct perf_report *report, const struct perf_cas
 		(json_int_t)args->n_sources, "N", (json_int_t)args->n_expert_ranks, "tokens",
 		(json_int_t)c->tokens, "row_bytes", (json_int_t)c->row_bytes, "top_k",
 		(json_int_t)c->top_k, "bytes", (json_int_t)c->bytes);
-	json_t *more = json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:I, s:I}", "min_us",
+	json_t *more = json_pack(
+		"{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:I, s:I, s:o, s:o}", "min_us",
 		real(c->us.min), "p50_us", real(c->us.p50), "p90_us", real(c->us.p90), "p99_us",
 		real(c->us.p99), "p999_us", real(c->us.p999), "max_us", real(c->us.max), "gbps",
 		real(c->gbps), "verified", report->n_verified > 0, "checked",
-		(json_int_t)report->n_verified, "staged_bytes", (json_int_t)report->staged_bytes);
+		(json_int_t)report->n_verified, "staged_bytes", (json_int_t)report->staged_bytes,
+		"puts_per_round", real(c->puts_per_round), "staged_per_round",
+		real(c->staged_per_round));
 
 	json_object_update(object, more);
 	json_decref(more);

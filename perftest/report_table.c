@@ -11,6 +11,15 @@ static const char *verified_text(const struct perf_report *report)
 	return report->n_verified > 0 ? "yes" : "no";
 }
 
+/* Transfers are counted where peers are not mapped; then every case has the two columns. */
+static bool has_puts(const struct perf_report *report)
+{
+	for (size_t i = 0; i < report->n_cases; i++)
+		if (report->cases[i].puts_per_round > 0 || report->cases[i].staged_per_round > 0)
+			return true;
+	return false;
+}
+
 static void print_head(FILE *file, const struct perf_report *report)
 {
 	struct perf_env env;
@@ -19,9 +28,34 @@ static void print_head(FILE *file, const struct perf_report *report)
 	fprintf(file, "# m2n_perf %s %s (%s), %s, %u cores, %s\n",
 		perf_test_name(report->args->test), env.version, env.commit, env.cpu, env.cores,
 		env.kernel);
-	fprintf(file, "%-4s %-10s %-8s %7s %7s %9s %5s %10s %9s %9s %9s %9s %9s %8s %8s\n", "test",
+	fprintf(file, "%-4s %-10s %-8s %7s %7s %9s %5s %10s %9s %9s %9s %9s %9s %8s %8s", "test",
 		"phase", "backend", "MxN", "tokens", "row_bytes", "top_k", "bytes", "p50_us",
 		"p90_us", "p99_us", "p999_us", "max_us", "GB/s", "verified");
+	if (has_puts(report))
+		fprintf(file, " %9s %11s", "puts/peer", "staged/peer");
+	fputc('\n', file);
+}
+
+static void print_compare(FILE *file, const struct perf_compare *compare)
+{
+	fprintf(file, "     vs %s%s%s: p50 %.2f us, ", compare->name,
+		compare->how != NULL ? " " : "", compare->how != NULL ? compare->how : "",
+		compare->us.p50);
+	if (compare->us.p99 > 0)
+		fprintf(file, "p99 %.2f us, ", compare->us.p99);
+	fprintf(file, "%.2f GB/s; ratio %.2f (%.2f .. %.2f), above 1 is ahead\n", compare->gbps,
+		compare->ratio, compare->ratio_min, compare->ratio_max);
+}
+
+/* The command lines of programs, of the last case. */
+static void print_commands(FILE *file, const struct perf_report *report)
+{
+	const struct perf_case *c = &report->cases[report->n_cases - 1];
+
+	for (unsigned i = 0; report->n_cases > 0 && i < c->n_compare; i++)
+		if (c->compare[i].command != NULL)
+			fprintf(file, "# beside it, and its server at the peer: %s\n",
+				c->compare[i].command);
 }
 
 static void print_case(FILE *file, const struct perf_report *report, const struct perf_case *c)
@@ -32,20 +66,15 @@ static void print_case(FILE *file, const struct perf_report *report, const struc
 		report->args->n_expert_ranks);
 	fprintf(file,
 		"%-4s %-10s %-8s %7s %7" PRIu64 " %9" PRIu64 " %5" PRIu64 " %10" PRIu64
-		" %9.2f %9.2f %9.2f %9.2f %9.2f %8.2f %8s\n",
+		" %9.2f %9.2f %9.2f %9.2f %9.2f %8.2f %8s",
 		perf_test_name(report->args->test), c->phase != NULL ? c->phase : "-",
 		report->backend, shape, c->tokens, c->row_bytes, c->top_k, c->bytes, c->us.p50,
 		c->us.p90, c->us.p99, c->us.p999, c->us.max, c->gbps, verified_text(report));
-	for (unsigned i = 0; i < c->n_compare; i++) {
-		const struct perf_compare *compare = &c->compare[i];
-		fprintf(file,
-			"     vs %s%s%s: p50 %.2f us, p99 %.2f us, %.2f GB/s; ratio %.2f (%.2f .. "
-			"%.2f), "
-			"above 1 is ahead\n",
-			compare->name, compare->how != NULL ? " " : "",
-			compare->how != NULL ? compare->how : "", compare->us.p50, compare->us.p99,
-			compare->gbps, compare->ratio, compare->ratio_min, compare->ratio_max);
-	}
+	if (has_puts(report))
+		fprintf(file, " %9.2f %11.0f", c->puts_per_round, c->staged_per_round);
+	fputc('\n', file);
+	for (unsigned i = 0; i < c->n_compare; i++)
+		print_compare(file, &c->compare[i]);
 }
 
 void perf_report_table(FILE *file, const struct perf_report *report)
@@ -53,6 +82,7 @@ void perf_report_table(FILE *file, const struct perf_report *report)
 	print_head(file, report);
 	for (size_t i = 0; i < report->n_cases; i++)
 		print_case(file, report, &report->cases[i]);
+	print_commands(file, report);
 	if (report->n_cases > 0 && report->cases[0].route_us >= 0)
 		fprintf(file,
 			"# routing: %.2f us per round and source (p50), not part of the above\n",
@@ -67,7 +97,8 @@ void perf_report_csv(FILE *file, const struct perf_report *report)
 {
 	fprintf(file,
 		"test,phase,name,backend,M,N,tokens,row_bytes,top_k,bytes,p50_us,p90_us,p99_us,"
-		"p999_us,max_us,gbps,verified,staged_bytes,ratio\n");
+		"p999_us,max_us,gbps,verified,staged_bytes,ratio,puts_per_round,"
+		"staged_per_round\n");
 	for (size_t i = 0; i < report->n_cases; i++) {
 		const struct perf_case *c = &report->cases[i];
 		for (unsigned j = 0; j <= c->n_compare; j++) {
@@ -76,7 +107,7 @@ void perf_report_csv(FILE *file, const struct perf_report *report)
 			fprintf(file,
 				"%s,%s,%s,%s,%" PRIu64 ",%" PRIu64 ",%" PRIu64 ",%" PRIu64
 				",%" PRIu64 ",%" PRIu64 ",%.3f,%.3f,%.3f,%.3f,%.3f,%.3f,%d,%" PRIu64
-				",%.4f\n",
+				",%.4f,%.3f,%.1f\n",
 				perf_test_name(report->args->test),
 				c->phase != NULL ? c->phase : "",
 				compare != NULL ? compare->name : "m2n", report->backend,
@@ -84,7 +115,9 @@ void perf_report_csv(FILE *file, const struct perf_report *report)
 				c->row_bytes, c->top_k, c->bytes, us->p50, us->p90, us->p99,
 				us->p999, us->max, compare != NULL ? compare->gbps : c->gbps,
 				report->n_verified > 0, report->staged_bytes,
-				compare != NULL ? compare->ratio : 1.0);
+				compare != NULL ? compare->ratio : 1.0,
+				compare != NULL ? 0 : c->puts_per_round,
+				compare != NULL ? 0 : c->staged_per_round);
 		}
 	}
 }

@@ -100,6 +100,11 @@ static void *part_peers(struct page *page, uint32_t rank)
 	return page_peer(page, rank, 0, 0);
 }
 
+static void *part_notes(struct page *page, uint32_t rank)
+{
+	return page_cost(page, rank, 0);
+}
+
 static void *part_sheet(struct page *page, uint32_t rank)
 {
 	return page_stamps(page, rank, 0, 0);
@@ -164,6 +169,7 @@ int perf_run_launched(struct perf_job *job, struct perf_rank *rank)
 	gather(rank, part_rank, sizeof(struct page_rank));
 	gather(rank, part_peers,
 		sizeof(struct page_peer) * PAGE_N_FLOWS * job->dims.n_ranks);
+	gather(rank, part_notes, page_rank_notes_bytes(job->page));
 	gather(rank, part_sheet, page_rank_sheet_bytes(job->page));
 	perf_rank_barrier(rank);
 	perf_rank_leave(rank);

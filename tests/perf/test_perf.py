@@ -22,7 +22,8 @@ TRACE = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'data', '
 SMALL = ['--tokens', '4', '--row-bytes', '64', '--top-k', '2', '--experts', '4', '--iters', '10',
          '--warmup', '2']
 CASE_KEYS = {'test', 'backend', 'M', 'N', 'tokens', 'row_bytes', 'top_k', 'bytes', 'p50_us',
-             'p90_us', 'p99_us', 'p999_us', 'max_us', 'gbps', 'verified', 'staged_bytes'}
+             'p90_us', 'p99_us', 'p999_us', 'max_us', 'gbps', 'verified', 'staged_bytes',
+             'puts_per_round', 'staged_per_round'}
 ENV_KEYS = {'cpu', 'cores', 'kernel', 'compiler', 'version', 'commit', 'date'}
 SKIP = 77
 
@@ -74,8 +75,11 @@ def test_arguments():
             (['moe', '--placement', 'x'], ['--placement', 'slot, exact']),
             (['moe', '--format', 'xml'], ['--format', 'table, csv, json']),
             (['moe', '--compare', 'memcpy,rdma'], ['--compare', "'rdma'", 'memcpy, mpi, ucx']),
-            (['moe', '--compare', 'ucx'], ['--compare', 'memcpy and mpi']),
-            (['lat', '--compare', 'mpi'], ['--compare', 'memcpy and ucx']),
+            (['moe', '--compare', 'ucx'], ['--compare', 'moe has memcpy, mpi']),
+            (['lat', '--compare', 'mpi'], ['--compare', 'lat has memcpy, ucx, ib_write_lat']),
+            (['bw', '--compare', 'ib_write_lat'], ['--compare', 'bw has', 'ib_write_bw']),
+            (['init', '--compare', 'memcpy'], ['--compare', 'init has ib_write_bw']),
+            (['kernel', '--compare', 'ucx'], ['--compare', 'kernel has no yardstick']),
             (['lat', '-M', '2', '--compare', 'memcpy'], ['--compare', '-M 1 -N 1']),
             (['moe', '--reduce-at-expert'], ['--reduce-at-expert', '--dedup']),
             (['moe', '--routing', 'round'], ['--routing', "'round'", 'khot:K', 'zipf:S']),
