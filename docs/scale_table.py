@@ -15,10 +15,14 @@ from dataclasses import dataclass
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'scale.md')
 HEAD = 64
-# Bytes from malloc: of a joined process, of a channel's links, of each connected peer.
-JOIN_HEAP, LINKS_HEAP, PEER_HEAP = 9000, 5200, 12600
+# Bytes from malloc: of a joined process (context 3,776, group with its record 8,752), of a channel's
+# exchanges, of each connected peer: 6,144 to read frames into, the longest frame sent and a half,
+# peer and connection, and of each link the two ends and their counts.
+JOIN_HEAP, LINKS_HEAP, PEER_HEAP = 13600, 4600, 8100
 # A joined process's pages: its doorbell.
 JOIN_PAGES = 4096
+# Pages of the signal table, from the first messaging peer on: option SIGNALS, 8 bytes each.
+SIGNAL_PAGES = 65536 * 8
 
 
 def up(n, unit):
@@ -91,10 +95,7 @@ class Shape:
 
     def reply_bytes(self):
         """Of a sink."""
-        rows = self.pairs()
-        if self.reduce and self.n < self.top_k:
-            rows = self.tokens * self.n
-        region = up(rows * (self.out or self.row), 64)
+        region = up(self.reply_rows() * (self.out or self.row), 64)
         return self.n * up(self.reply_slots() * 128, 4096) + self.reply_slots() * region
 
     def grant_bytes(self):
@@ -115,13 +116,13 @@ class Shape:
         words_n, words_m = -(-self.n // 64), -(-self.m // 64)
         cells = self.max_local() * self.m
         if role == 'source':
-            return (self.depth * (152 + 32 * words_n) + 16 * self.n + self.row + self.scale + 256
-                    + 32 * self.pairs())
+            return (self.depth * (176 + 32 * words_n) + 16 * self.n + self.row + self.scale + 320
+                    + 48 * self.pairs())
         if role == 'sink':
             return 8 * self.m + self.m * self.depth * 8 * (words_n + 1)
         each = 144 + 80 * self.m + 60 * cells + 4 * self.max_local() + 8 * words_m
         reduce = 8 * self.pairs() + 12 if self.reduce else 0
-        return self.depth * each + reduce + 16 * (self.max_local() + 8)
+        return self.depth * each + reduce + 24 * (self.max_local() + 8)
 
     def peers(self, role, classic=False):
         """Ranks that one in this role has a connection with."""
@@ -153,14 +154,28 @@ class Shape:
         """Pages that messaging peers take on top; nothing for mapped ones."""
         sinks = self.sinks or self.m
         heads = self.depth * HEAD
-        if role == 'source':
-            return self.n * up(heads + self.depth * self.meta_bytes(), 4096)
+        if role == 'source': # a line of zeros besides: padding between parts
+            return self.n * up(2 * heads + self.depth * self.meta_bytes(), 4096)
         if role == 'sink':
             return self.n * up(self.reply_slots() * 8, 4096) if self.sinks else 0
         total = sinks * up(self.reply_slots() * HEAD, 4096)
         total += self.m * up(self.depth * 8, 4096) if self.sinks else 0
         grants = up(heads + self.depth * up(4 * self.max_local(), 64), 4096)
         return total + (self.m * grants if self.exact else 0)
+
+    def reply_rows(self):
+        """Rows of replies to a source and round at most."""
+        if self.reduce and self.n < self.top_k:
+            return self.tokens * self.n
+        return self.pairs()
+
+    def made_bytes(self, role):
+        """Pages for rows that have to be made before they leave; nothing for mapped peers."""
+        if role == 'source':
+            return up(self.depth * up(self.pairs() * (self.row + self.scale), 64), 4096)
+        if role == 'sink':
+            return 0
+        return up(self.depth * self.m * self.reply_rows() * (self.out or self.row), 4096)
 
     def control_bytes(self, role, classic=False):
         """control_bytes of m2n_channel_query_memory()."""

@@ -71,12 +71,19 @@ struct m2n_channel_params {
 		0, 0, M2N_DTYPE_BF16, M2N_CAST_NONE, M2N_PLACEMENT_SLOT, 0, 0, 0, \
 		M2N_OVERFLOW_ERROR, 3, M2N_TIMEOUT_DEFAULT}
 
-/* Bytes that m2n_channel_create() takes on group rank `rank`, by kind. */
+/*
+ * Bytes that m2n_channel_create() takes on group rank `rank`, by kind. The last two come on top,
+ * and only where peers are reached by messages (verbs, ucx): the first as the links come up, the
+ * second with the first round whose rows cannot leave from where they lie: a cast, weights,
+ * reduce_at_expert, row strides, or, on verbs, memory that m2n_mem_register() does not know.
+ */
 struct m2n_channel_memory {
 	size_t dispatch_bytes; /* receive space for rows (expert role) */
 	size_t reply_bytes;    /* receive space for replies (sink role) */
-	size_t control_bytes;  /* credits, tables; messaging peers add staging to it */
-	size_t total_bytes;
+	size_t control_bytes;  /* credits, tables */
+	size_t total_bytes;    /* of these three */
+	size_t staging_bytes;  /* heads, counts and credits on their way, if all peers are such */
+	size_t made_bytes;     /* rows and replies on their way, if any have to be made */
 };
 /* 0 or -EINVAL. Pure: needs no group. */
 M2N_API int m2n_channel_query_memory(const struct m2n_channel_params *params, int rank,

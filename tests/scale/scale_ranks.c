@@ -3,9 +3,10 @@
  * What ranks really hold, for the formulas of docs/scale.md: forks the ranks of a channel and
  * prints a line a rank, `key=value` by blanks: what m2n_channel_query_memory() says, pages of its
  * memfds, bytes from malloc, its share of resident memory, sockets, signal words, and the
- * requests that it made to the store.
+ * requests that it made to the store; with round=1 also private pages, and the bytes staged, of a
+ * round from memory that nobody registered.
  *
- *   scale_ranks M=2 N=4 tokens=64 row=1024 ... [backend=NAME] [query=RANK]
+ *   scale_ranks M=2 N=4 tokens=64 row=1024 ... [backend=NAME] [query=RANK] [round=1]
  *
  * Ranks 0..M-1 are sources, M..M+N-1 expert ranks; classic=1: every rank has all roles; sinks=S:
  * S ranks more are the sinks. query=RANK only asks m2n_channel_query_memory(), at any size.
@@ -29,8 +30,8 @@
 
 static struct shape {
 	uint64_t m, n, sinks, classic, tokens, row, scale, out, top_k, experts;
-	uint64_t capacity, depth, exact, dedup, reduce, query;
-} shape = {1, 1, 0, 0, 16, 1024, 0, 0, 2, 4, 0, 3, 0, 0, 0, UINT64_MAX};
+	uint64_t capacity, depth, exact, dedup, reduce, query, round;
+} shape = {1, 1, 0, 0, 16, 1024, 0, 0, 2, 4, 0, 3, 0, 0, 0, UINT64_MAX, 0};
 
 static const struct {
 	const char *name;
@@ -52,11 +53,12 @@ static const struct {
 	{"dedup", &shape.dedup},
 	{"reduce", &shape.reduce},
 	{"query", &shape.query},
+	{"round", &shape.round},
 };
 
 /* What a process holds at one moment. */
 struct held {
-	uint64_t memfd_bytes, n_memfds, n_sockets, heap_bytes, share_bytes;
+	uint64_t memfd_bytes, n_memfds, n_sockets, heap_bytes, share_bytes, private_bytes;
 };
 
 struct counted_store {
@@ -80,9 +82,9 @@ static int counted_get(void *arg, const char *key, void *value, size_t *bytes, i
 	return store->inner.get(store->inner.arg, key, value, bytes, timeout_ns);
 }
 
-static uint64_t rollup_bytes(const char *key)
+static uint64_t proc_bytes(const char *path, const char *key)
 {
-	FILE *file = fopen("/proc/self/smaps_rollup", "re");
+	FILE *file = fopen(path, "re");
 	uint64_t kb = 0;
 	char line[256];
 
@@ -101,7 +103,10 @@ static void look(struct held *held)
 
 	memset(held, 0, sizeof(*held));
 	held->heap_bytes = info.uordblks + info.hblkhd;
-	held->share_bytes = rollup_bytes("Pss_Anon:") + rollup_bytes("Pss_Shmem:");
+	held->share_bytes = proc_bytes("/proc/self/smaps_rollup", "Pss_Anon:") +
+			    proc_bytes("/proc/self/smaps_rollup", "Pss_Shmem:");
+	/* what is mapped for this process alone and is not malloc's */
+	held->private_bytes = proc_bytes("/proc/self/status", "VmData:") - info.arena - info.hblkhd;
 	for (int fd = 0; fd < MAX_FDS; fd++) {
 		struct stat st;
 		ssize_t n;
@@ -155,9 +160,9 @@ static void fill_params(struct m2n_channel_params *p)
 static void print_memory(char *line, int rank, const struct m2n_channel_memory *memory)
 {
 	snprintf(line, LINE_BYTES,
-		"rank=%d dispatch=%zu reply=%zu control=%zu total=%zu", rank,
+		"rank=%d dispatch=%zu reply=%zu control=%zu total=%zu staging=%zu made=%zu", rank,
 		memory->dispatch_bytes, memory->reply_bytes, memory->control_bytes,
-		memory->total_bytes);
+		memory->total_bytes, memory->staging_bytes, memory->made_bytes);
 }
 
 static void join(struct rank *rank, struct counted_store *store)
@@ -177,6 +182,67 @@ static void join(struct rank *rank, struct counted_store *store)
 	params.callbacks = &callbacks;
 	expect_ok(m2n_ctx_open(&ctx, &rank->ctx));
 	expect_ok(m2n_group_join(rank->ctx, &params, &rank->group));
+}
+
+/* A source that is its own sink: every pair to the expert of its number. */
+static void play_source(struct m2n_channel *channel, const void *rows, void *out)
+{
+	struct m2n_dispatch_send_params send = M2N_DISPATCH_SEND_PARAMS_INIT;
+	struct m2n_combine_recv_params recv = M2N_COMBINE_RECV_PARAMS_INIT;
+	struct m2n_route_params route = M2N_ROUTE_PARAMS_INIT;
+	size_t n_pairs = shape.tokens * shape.top_k;
+	int32_t *ids = calloc(n_pairs, sizeof(*ids));
+	struct m2n_plan *plan;
+
+	expect(ids != NULL);
+	for (size_t i = 0; i < n_pairs; i++)
+		ids[i] = (int32_t)(i % shape.experts);
+	route.n_tokens = (uint32_t)shape.tokens;
+	route.expert_ids = ids;
+	expect_ok(m2n_plan_create(channel, &plan));
+	expect_ok(m2n_plan_route(channel, plan, &route));
+	send.plan = plan;
+	send.rows = rows;
+	recv.plan = plan;
+	recv.out = out;
+	expect_ok(m2n_dispatch_send(channel, &send));
+	expect_ok(m2n_combine_recv(channel, &recv));
+	m2n_plan_destroy(plan);
+	free(ids);
+}
+
+static void play_expert(struct m2n_channel *channel, const void *rows)
+{
+	struct m2n_combine_send_params reply = M2N_COMBINE_SEND_PARAMS_INIT;
+
+	reply.rows = rows;
+	expect_ok(m2n_dispatch_recv(channel, NULL, &reply.batch));
+	expect_ok(m2n_combine_send(channel, &reply));
+	expect_ok(m2n_reply_wait(channel, M2N_TIMEOUT_DEFAULT));
+}
+
+/* One round from memory of malloc; what it made private pages for, and what it staged. */
+static void play(struct rank *rank, struct m2n_channel *channel, char *line)
+{
+	size_t n = strlen(line), bytes = shape.row > shape.out ? shape.row : shape.out;
+	void *rows = calloc(shape.m * shape.tokens * shape.top_k, bytes);
+	void *out = calloc(shape.tokens, bytes);
+	struct m2n_channel_attr attr;
+	struct held before, after;
+
+	expect(rows && out);
+	look(&before);
+	if ((uint64_t)rank->rank < shape.m)
+		play_source(channel, rows, out);
+	else
+		play_expert(channel, rows);
+	look(&after);
+	expect_ok(m2n_channel_query(channel, &attr));
+	snprintf(line + n, LINE_BYTES - n, " private=%" PRIu64 " staged=%" PRIu64,
+		after.private_bytes - before.private_bytes, attr.staged_bytes);
+	rank_barrier(rank);
+	free(rows);
+	free(out);
 }
 
 static void measure(struct rank *rank)
@@ -216,6 +282,8 @@ static void measure(struct rank *rank)
 		after.n_memfds - joined.n_memfds, joined.memfd_bytes - before.memfd_bytes,
 		joined.heap_bytes - before.heap_bytes, joined.n_sockets - before.n_sockets,
 		rank->ctx->n_signals_used, n_puts, n_gets, store.n_gets - n_gets);
+	if (shape.round)
+		play(rank, channel, line);
 	rank_barrier(rank);
 	m2n_channel_destroy(channel);
 	rank_close(rank);

@@ -6,6 +6,7 @@
   test_scale.py ranks SCALE_RANKS    with what forked ranks hold and ask for, at small sizes
   test_scale.py page                 the tables of docs/scale.md are those of the formulas
 """
+import bisect
 import importlib.util
 import itertools
 import os
@@ -34,8 +35,10 @@ RANKS = (
     ({'m': 2, 'n': 2, **BIG, 'sinks': 2}, {}),
     ({'m': 4, 'n': 4, **BIG}, {'classic': 1}),
     ({'m': 8, 'n': 24, 'tokens': 8, 'row': 512, 'top_k': 2, 'experts': 24}, {}),
-    ({'m': 2, 'n': 4, **BIG}, {'backend': 'fault:shm'}),
-    ({'m': 2, 'n': 3, **BIG, 'exact': True}, {'backend': 'fault:shm'}),
+    ({'m': 2, 'n': 4, **BIG}, {'backend': 'fault:shm', 'round': 1}),
+    ({'m': 3, 'n': 2, **BIG, 'dedup': True, 'reduce': True},
+     {'backend': 'fault:shm', 'round': 1}),
+    ({'m': 2, 'n': 3, **BIG, 'exact': True}, {'backend': 'fault:shm', 'round': 1}),
     ({'m': 2, 'n': 2, **BIG, 'sinks': 3}, {'backend': 'fault:shm'}),
 )
 FAILURES = []
@@ -90,7 +93,9 @@ def check_query(table, program):
             near(what + 'dispatch_bytes', dispatch, found['dispatch'], 0)
             near(what + 'reply_bytes', formulas.reply_bytes() if sink else 0, found['reply'], 0)
             near(what + 'control_bytes', formulas.control_bytes(role), found['control'], WITHIN)
-            n += 3
+            near(what + 'staging_bytes', formulas.staging_bytes(role), found['staging'], 0)
+            near(what + 'made_bytes', formulas.made_bytes(role), found['made'], 0)
+            n += 5
     return n
 
 
@@ -103,7 +108,23 @@ def role_of(shape, rank):
     return 'sink', 0
 
 
-def check_rank(formulas, shape, more, found):
+def staged_bytes(shape, role, rank):
+    """What a round of scale_ranks stages: pair i of a source goes to expert i % experts."""
+    pairs = [i % shape['experts'] for i in range(shape['tokens'] * shape['top_k'])]
+    share, longer = divmod(shape['experts'], shape['n']) # the first ones own one more
+    first = [j * share + min(j, longer) for j in range(shape['n'])]
+    owner = [bisect.bisect_right(first, expert) - 1 for expert in pairs]
+    tokens = {(i // shape['top_k'], who) for i, who in enumerate(owner)}
+    if role == 'source':
+        return (len(tokens) if shape.get('dedup') else len(pairs)) * shape['row']
+    mine = rank - shape['m']
+    rows = owner.count(mine)
+    if shape.get('reduce'):
+        rows = len([who for _, who in tokens if who == mine])
+    return shape['m'] * rows * shape['row']
+
+
+def check_rank(table, formulas, shape, more, found):
     """One rank's line."""
     role, n_called = role_of(shape, found['rank'])
     classic = bool(more.get('classic'))
@@ -111,9 +132,13 @@ def check_rank(formulas, shape, more, found):
     what = f'{shape} {more} rank {found["rank"]} ({role}): '
     if classic:
         n_called = shape['m'] - 1 - found['rank']
-    staging = formulas.staging_bytes(role) if messaging else 0
+    staging = formulas.staging_bytes(role) + table.SIGNAL_PAGES if messaging else 0
     near(what + 'pages', formulas.pages(role, classic) + staging, found['memfd'], WITHIN)
-    if not messaging: # whose heap and signal table are the backend's
+    near(what + 'malloc at join', table.JOIN_HEAP, found['join_heap'], WITHIN)
+    if more.get('round'):
+        near(what + 'pages for rows to be made', formulas.made_bytes(role), found['private'], 0)
+        near(what + 'staged_bytes', staged_bytes(shape, role, found['rank']), found['staged'], 0)
+    if not messaging: # else it is also the backend's
         near(what + 'malloc', formulas.heap(role, classic), found['heap'], WITHIN)
         near(what + 'all of it', formulas.total(role, classic),
              sum(found[k] for k in ('memfd', 'heap', 'join_memfd', 'join_heap')), WITHIN)
@@ -131,8 +156,8 @@ def check_ranks(table, program):
         formulas = table.Shape(**shape)
         lines = run(program, shape, more)
         for found in lines:
-            check_rank(formulas, shape, more, found)
-            n += 8
+            check_rank(table, formulas, shape, more, found)
+            n += 9 + 2 * more.get('round', 0)
         if shape['row'] < 4096 or more: # too small beside a process's own pages, or messaging
             continue
         predicted = sum(formulas.total(role_of(shape, found['rank'])[0]) for found in lines)
