@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'scale.md')
 HEAD = 64
-# Bytes from malloc: of a joined process (context 3,776, group with its record 8,752), of a channel's
-# exchanges, of each connected peer: 6,144 to read frames into, the longest frame sent and a half,
-# peer and connection, and of each link the two ends and their counts.
+# Bytes from malloc: of a joined process (context 3,776, group with its record 8,752), of a
+# channel's exchanges, of each connected peer: 6,144 to read frames into, the longest frame sent
+# and a half, peer and connection, and of each link the two ends and their counts.
 JOIN_HEAP, LINKS_HEAP, PEER_HEAP = 13600, 4600, 8100
 # A joined process's pages: its doorbell.
 JOIN_PAGES = 4096

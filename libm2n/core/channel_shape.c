@@ -346,7 +346,7 @@ static size_t pages(size_t bytes)
 	return (bytes + page - 1) / page * page;
 }
 
-/* What one exchange stages when all its peers are messaging ones; see prepare_tx(), prepare_rx(). */
+/* What one exchange stages when all its peers are messaging ones: prepare_tx(), prepare_rx(). */
 static size_t staging_bytes(const struct m2n__exchange_spec *spec)
 {
 	size_t credits = spec->explicit_credits ? pages(spec->n_slots * sizeof(uint64_t)) : 0;
