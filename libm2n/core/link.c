@@ -43,8 +43,10 @@ static void throw_away(struct m2n_exchange *x, struct m2n__rmem **rmem)
 {
 	struct m2n__garbage *g = *rmem ? new_garbage(x) : NULL;
 
-	if (g)
+	if (g) {
 		g->rmem = *rmem;
+		g->ops = (*rmem)->ep->ops;
+	}
 	*rmem = NULL;
 }
 
@@ -71,6 +73,8 @@ static void keep_signals(struct m2n_exchange *x, struct m2n__rx *rx)
 
 void m2n__garbage_empty(struct m2n_ctx *ctx, struct m2n__garbage *garbage)
 {
+	if (garbage->rmem)
+		garbage->ops->release_key(garbage->rmem);
 	m2n__shared_free(ctx, &garbage->area);
 	if (garbage->n_signals)
 		m2n__signal_free(ctx, garbage->signal0, garbage->n_signals);
@@ -385,16 +389,53 @@ static void release_key(struct m2n__rmem **rmem)
 	*rmem = NULL;
 }
 
-static void release_keys(struct m2n_exchange *x)
+/* Peers' memory: nothing of ours is on its way to it any more, or it is kept for as long. */
+static void release_keys(struct m2n_exchange *x, int is_flushed)
 {
+	for (size_t i = 0; x->tx && i < x->n_tx && !is_flushed; i++) {
+		throw_away(x, &x->tx[i].slots_rmem);
+		throw_away(x, &x->tx[i].region_rmem);
+	}
+	for (size_t i = 0; x->rx && i < x->n_rx && !is_flushed; i++)
+		throw_away(x, &x->rx[i].credits_rmem);
 	for (size_t i = 0; x->tx && i < x->n_tx; i++) {
 		release_key(&x->tx[i].slots_rmem);
 		release_key(&x->tx[i].region_rmem);
 	}
 	for (size_t i = 0; x->rx && i < x->n_rx; i++)
 		release_key(&x->rx[i].credits_rmem);
-	for (struct m2n__garbage *g = x->garbage; g; g = g->next)
+	for (struct m2n__garbage *g = is_flushed ? x->garbage : NULL; g; g = g->next)
 		release_key(&g->rmem);
+}
+
+/*
+ * Waits until what was put to a peer, or to one that was lost since, has arrived or failed. A
+ * lost one is not waited for. 0, or -EAGAIN: something is still under way.
+ */
+static int flush_ep(struct m2n_exchange *x, struct m2n__ep *ep, const struct m2n__peer *peer)
+{
+	struct m2n__wait w;
+	int rc;
+
+	if (!ep || ep->ops->caps & M2N__CAP_MAPPED)
+		return 0;
+	m2n__wait_begin(&w, x->ctx, -1);
+	while ((rc = ep->ops->flush(ep)) == -EAGAIN && peer->ep == ep && !m2n__wait_step(&w))
+		;
+	m2n__wait_end(&w);
+	return rc == -EAGAIN ? rc : 0;
+}
+
+/* All of an exchange: what was sent, and credits. */
+static int flush_all(struct m2n_exchange *x)
+{
+	int rc = 0;
+
+	for (size_t i = 0; x->tx && i < x->n_tx; i++)
+		rc |= flush_ep(x, x->tx[i].ep, x->tx[i].peer);
+	for (size_t i = 0; x->rx && i < x->n_rx; i++)
+		rc |= flush_ep(x, x->rx[i].ep, x->rx[i].peer);
+	return rc;
 }
 
 static void free_links(struct m2n_exchange *x)
@@ -425,11 +466,9 @@ void m2n__exchange_close(struct m2n_exchange *x)
 	if (!x)
 		return;
 	ctx = x->ctx;
-	for (size_t i = 0; x->tx && i < x->n_tx; i++)
-		if (m2n__tx_up(&x->tx[i]))
-			(void)m2n__tx_flush(x, &x->tx[i], ctx->options.timeout_ns);
+	x->unflushed = flush_all(x) != 0;
 	m2n__ctx_lock(ctx);
-	release_keys(x);
+	release_keys(x, !x->unflushed);
 	for (struct m2n_exchange **at = &x->group->exchanges; *at; at = &(*at)->next) {
 		if (*at == x) {
 			*at = x->next;

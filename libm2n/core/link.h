@@ -109,6 +109,7 @@ struct m2n__rx {
 struct m2n__garbage {
 	struct m2n__garbage *next;
 	struct m2n__rmem *rmem;
+	const struct m2n__backend_ops *ops; /* rmem's; its ep may be gone */
 	struct m2n__shared area;
 	uint32_t signal0, n_signals;
 };
@@ -134,6 +135,7 @@ struct m2n_exchange {
 	int error_rank;
 	int connected;      /* all links were up: rounds may be under way */
 	atomic_int linking; /* a link's first round is being fixed: a sender waits a moment */
+	int unflushed;      /* at close: what was put to a lost peer is still under way */
 	struct m2n__piece *pieces; /* public exchange: gather list of a put */
 	size_t room_pieces;
 	char error_text[256];

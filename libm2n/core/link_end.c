@@ -20,6 +20,7 @@ struct m2n__grave {
 	struct m2n__garbage *parts; /* room for all of the exchange's memory */
 	size_t n_parts;
 	uint64_t last_conn; /* connections up to here that linger are waited for */
+	int forever;        /* until the group is left, and connections with it */
 	size_t n_waiting;
 	int *waiting; /* ranks; -1: answered */
 };
@@ -118,6 +119,7 @@ static void bury(struct m2n_exchange *x)
 		wait_for(grave, x->rx[i].peer,
 			x->rx[i].prepared || m2n__rx_up(&x->rx[i]) || x->rx[i].starting);
 	grave->last_conn = group->next_conn_id;
+	grave->forever = x->unflushed;
 	memcpy(grave->name, x->name, sizeof(grave->name));
 	collect(grave, x);
 	grave->next = group->graves;
@@ -162,7 +164,7 @@ static int still_waits(struct m2n_group *group, const struct m2n__grave *grave)
 	for (size_t i = 0; i < grave->n_waiting; i++)
 		if (grave->waiting[i] >= 0)
 			return 1;
-	return grave->last_conn && m2n__conn_lingers(group, grave->last_conn);
+	return grave->forever || m2n__conn_lingers(group, grave->last_conn);
 }
 
 /* UNLINKED frames that can be sent now. */
@@ -174,7 +176,7 @@ static void answer(struct m2n_group *group)
 		struct m2n__answer *a = *at;
 		struct m2n__peer *peer = group->peers[a->rank];
 
-		if (peer->ep && peer->ep->ops->flush(peer->ep) == -EAGAIN) {
+		if (peer->ep && peer->ep->ops->arrived(peer->ep) == -EAGAIN) {
 			at = &a->next;
 			continue;
 		}

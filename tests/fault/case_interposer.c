@@ -4,6 +4,7 @@
  * whom it waited for, or a lost peer; never a wrong row.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "fault/fault.h"
@@ -97,10 +98,80 @@ static int losing(const struct conf *conf)
 	return run_with(conf, check_broken, "FAULT=drop=0.1,reorder=0.5,seed=5");
 }
 
+static struct m2n_exchange *open_with(struct rank *rank, int peer, char kind, uint64_t life)
+{
+	struct m2n_exchange_params params = M2N_EXCHANGE_PARAMS_INIT;
+	struct m2n_exchange *exchange;
+	char name[16];
+
+	snprintf(name, sizeof(name), "%c%lu", kind, (unsigned long)life);
+	params.name = name;
+	params.send_to = params.recv_from = &peer;
+	params.n_send = params.n_recv = 1;
+	params.max_bytes = 8;
+	expect_ok(m2n_exchange_create(rank->group, &params, &exchange));
+	return exchange;
+}
+
+static void put_word(struct m2n_exchange *exchange, int peer, uint64_t word)
+{
+	expect_ok(m2n_exchange_put(exchange, peer, &(struct m2n_iov){&word, sizeof(word)}, 1,
+		M2N_TIMEOUT_DEFAULT));
+}
+
+/*
+ * Rank 0 closes while messages of rank 1 are on their way; what it opens next, with rank 2, gets
+ * the same memory and words if they are given back too early.
+ */
+static void check_closed(struct rank *rank)
+{
+	for (uint64_t life = 0; life < 12; life++) {
+		struct m2n_exchange *exchange;
+		const void *data;
+		size_t bytes;
+
+		if (rank->rank < 2) {
+			exchange = open_with(rank, 1 - rank->rank, 'a', life);
+			for (int i = 0; i < 2 && rank->rank == 1; i++)
+				put_word(exchange, 0, life);
+			if (rank->rank == 0)
+				word_wait(&rank->word[0], (uint32_t)life + 1);
+			else
+				word_add(&rank->word[0], 1);
+			m2n_exchange_destroy(exchange);
+		}
+		if (rank->rank != 1)
+			exchange = open_with(rank, 2 - rank->rank, 'b', life);
+		if (rank->rank == 2) {
+			put_word(exchange, 0, ~life);
+			expect_ok(m2n_exchange_flush(exchange, 0, M2N_TIMEOUT_DEFAULT));
+		}
+		if (rank->rank == 0) {
+			expect_ok(m2n_exchange_get(
+				exchange, 2, M2N_TIMEOUT_DEFAULT, &data, &bytes));
+			expect_equal(*(const uint64_t *)data, ~life);
+			expect_ok(m2n_exchange_release(exchange, 2));
+		}
+		rank_barrier(rank); /* by now the late ones have come */
+		if (rank->rank == 0)
+			expect_status(-EAGAIN, m2n_exchange_get(exchange, 2, 0, &data, &bytes));
+		rank_barrier(rank);
+		if (rank->rank != 1)
+			m2n_exchange_destroy(exchange);
+	}
+	rank_barrier(rank);
+}
+
+static int closed(const struct conf *conf)
+{
+	return run_with(conf, check_closed, "FAULT=delay=2ms,seed=6");
+}
+
 const struct conf_case interposer_cases[] = {
 	{"interposer: nothing arrives", 3, dropped},
 	{"interposer: connections break", 3, failing},
 	{"interposer: half of a transfer arrives", 3, truncated},
 	{"interposer: some transfers are lost", 3, losing},
+	{"interposer: an exchange is closed under messages on their way", 3, closed},
 	{0},
 };
