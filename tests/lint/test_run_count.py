@@ -17,9 +17,9 @@ CMOCKA = '''[==========] Running 3 test(s).
 [  FAILED  ] 1 test(s), listed below:
 [  FAILED  ] three
 '''
-TAP = 'TAP version 13\nok 1 a\nok 2 b # SKIP why\nnot ok 3 c\n1..3\n'
+TAP = 'TAP version 13\nok 1 a # quick\nok 2 b # SKIP why\nnot ok 3 c\n1..3\n'
 PLAIN = [('OK', ''), ('FAIL', ''), ('TIMEOUT', ''), ('SKIP', '')]
-MAY_SKIP = '# a comment\nx 0/two: a reason: two words\n'
+MAY_SKIP = '# a comment\nx 0/two: a reason: two words\nx 0/b: a reason\n'
 
 # entries (result, output), arguments, the last line, exit status
 CASES = (
@@ -36,6 +36,9 @@ CASES = (
     ([('OK', CMOCKA.replace('FAILED', 'IGNORED'))], ['--may-skip'],
      '1 passed, 0 failed, 1 skipped', 0),
     ([('OK', ''), ('SKIP', '')], ['--may-skip'], '1 passed, 1 failed, 0 skipped', 1),
+    ([('OK', TAP.replace('not ', ''))], ['--may-skip'], '2 passed, 0 failed, 1 skipped', 0),
+    ([('OK', '1..2\nok 1 - a: b # SKIP c\nok 2\n')], ['--may-skip'],
+     '1 passed, 1 failed, 0 skipped', 1),
     ([('OK', '')], ['--suites', 'unit'], '1 passed, 0 failed, 0 skipped', 0),
     ([('OK', '')], ['--suites', 'unit,lint'], '1 passed, 1 failed, 0 skipped', 1),
 )
