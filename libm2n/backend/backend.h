@@ -46,7 +46,7 @@
  *             messaging backend, and drops, delays, reorders, truncates, fails.
  *
  * Threads: open/close/connect/greeting/meet/ready/disconnect/reg/dereg/import/release run under
- * the context's lock. put/flush to one ep, and progress, may be called from several threads: a
+ * the context's lock. put/flush/arrived of one ep, and progress, may be called from several threads: a
  * backend that is not safe for that locks inside (mapped backends need nothing).
  *
  * Errors: 0 or a negative code, with the cause and the vendor's words in the error text.
@@ -183,8 +183,11 @@ struct m2n__backend_ops {
 	 * -EAGAIN: the rest had no room: call progress() and put() again with the same struct.
 	 */
 	int (*put)(struct m2n__ep *ep, struct m2n__put *put);
-	/* 0: all puts have arrived at the peer, their bytes may be reused; -EAGAIN: not yet. */
+	/* 0: the bytes of all puts to this peer may be reused; -EAGAIN: not yet. */
 	int (*flush)(struct m2n__ep *ep);
+	/* 0: all puts have arrived at the peer; -EAGAIN: not yet. It may take the peer's progress()
+	 * to know, so nobody waits for it but at the end of a link. Missing: as flush(). */
+	int (*arrived)(struct m2n__ep *ep);
 
 	/* Number of events seen, or a negative code for a failure of the whole iface. */
 	int (*progress)(struct m2n__iface *iface);

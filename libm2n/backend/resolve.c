@@ -174,6 +174,7 @@ const struct m2n__backend_ops *m2n__backend_resolve(
 		OR(release_key, no_release),
 		OR(put, no_put),
 		OR(flush, no_flush),
+		OR(arrived, OR(flush, no_flush)),
 		OR(progress, no_progress),
 		OR(check, no_check),
 		OR(notify, no_notify),

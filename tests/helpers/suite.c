@@ -117,7 +117,8 @@ int suite_main(int argc, char **argv, const struct conf_case *const *lists)
 	set_options(getenv("TESTS_OPTIONS"));
 	conf.backend = argv[1];
 	conf.faulty = !strncmp(argv[1], "fault:", 6);
-	conf.messaging = conf.faulty;
+	conf.messaging =
+		conf.faulty || !strcmp(argv[1], "verbs") || !strcmp(argv[1], "ucx");
 	conf.opts.backend = argv[1];
 	conf.opts.options = conf.faulty ? fault_options : plain_options;
 	conf.opts.bare = 1;

@@ -237,6 +237,7 @@ const struct m2n__backend_ops m2n__backend_ucx = {
 	.release_key = m2n__ucx_release,
 	.put = m2n__ucx_put,
 	.flush = m2n__ucx_flush,
+	.arrived = m2n__ucx_arrived,
 	.progress = m2n__ucx_progress,
 	.check = m2n__ucx_check,
 };

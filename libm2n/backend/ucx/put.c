@@ -193,17 +193,27 @@ static void start_flush(struct m2n__ucx_ep *e)
 		e->n_arrived = e->n_flush;
 }
 
-/* A connection that broke has nothing under way that could still arrive, once UCX gave it back. */
 int m2n__ucx_flush(struct m2n__ep *ep)
 {
 	struct m2n__ucx_iface *u = m2n__ucx_iface(ep->iface);
 	struct m2n__ucx_ep *e = m2n__ucx_ep(ep);
-	struct m2n__iface *before;
+	struct m2n__iface *before = m2n__ucx_lock(u);
+	int is_pending = e->n_in_flight > 0;
+
+	if (is_pending)
+		m2n__ucx.ucp_worker_progress(u->worker);
+	m2n__ucx_unlock(u, before);
+	return is_pending ? -EAGAIN : 0;
+}
+
+/* On a connection that broke nothing can still arrive once UCX gave its requests back. */
+int m2n__ucx_arrived(struct m2n__ep *ep)
+{
+	struct m2n__ucx_iface *u = m2n__ucx_iface(ep->iface);
+	struct m2n__ucx_ep *e = m2n__ucx_ep(ep);
+	struct m2n__iface *before = m2n__ucx_lock(u);
 	int is_pending;
 
-	if (!e->ucp_ep)
-		return 0;
-	before = m2n__ucx_lock(u);
 	if (!e->is_flushing && e->n_arrived != e->n_posted && e->status == UCS_OK)
 		start_flush(e);
 	if (e->is_flushing || e->n_in_flight)

@@ -107,5 +107,6 @@ void m2n__ucx_release(struct m2n__rmem *rmem);
 /* put.c */
 int m2n__ucx_put(struct m2n__ep *ep, struct m2n__put *put);
 int m2n__ucx_flush(struct m2n__ep *ep);
+int m2n__ucx_arrived(struct m2n__ep *ep);
 
 #endif
