@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * m2n_info: what libm2n finds on this machine. Versions, the processor's kernels, the backends
- * with the reason where one cannot be used, what the launcher says, and every option with the
- * value in force. It opens a context as a program would; when that fails it says why, shows what
+ * with what they chose or why they cannot be used, the RDMA ports, what the launcher says, and
+ * every option with the value in force. It opens a context as a program would; when that fails it says why, shows what
  * can be known without one, and ends with status 1.
  *
  * Everything is gathered into one JSON object first; the text form prints that object, so that
@@ -14,12 +14,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <m2n/context.h>
 
 #include "bootstrap/launcher.h"
 #include "core/option.h"
+#include "info_devices.h"
 #include "kernel/kernel.h"
 
 #define SCHEMA "m2n_info 1"
@@ -68,8 +70,7 @@ static error_t parse_arg(int key, char *text, struct argp_state *state)
 	}
 }
 
-/* A text that may hold any bytes: JSON is UTF-8, so others show as '?'. */
-static json_t *text_value(const char *text)
+json_t *info_text(const char *text)
 {
 	json_t *value = json_string(text);
 	char *copy;
@@ -88,7 +89,7 @@ static json_t *text_value(const char *text)
 }
 
 /* Jansson passes a failed allocation on as NULL, which ends here. */
-static json_t *need(json_t *value)
+json_t *info_need(json_t *value)
 {
 	if (!value) {
 		fputs("m2n_info: no memory\n", stderr);
@@ -97,9 +98,9 @@ static json_t *need(json_t *value)
 	return value;
 }
 
-static void put(json_t *object, const char *name, json_t *value)
+void info_put(json_t *object, const char *name, json_t *value)
 {
-	if (json_object_set_new(object, name, need(value))) {
+	if (json_object_set_new(object, name, info_need(value))) {
 		fputs("m2n_info: no memory\n", stderr);
 		exit(1);
 	}
@@ -107,13 +108,13 @@ static void put(json_t *object, const char *name, json_t *value)
 
 static json_t *get_processor(void)
 {
-	json_t *processor = need(json_object());
+	json_t *processor = info_need(json_object());
 	cpu_set_t set;
 
-	put(processor, "online", json_integer(sysconf(_SC_NPROCESSORS_ONLN)));
+	info_put(processor, "online", json_integer(sysconf(_SC_NPROCESSORS_ONLN)));
 	if (sched_getaffinity(0, sizeof(set), &set) == 0)
-		put(processor, "usable", json_integer(CPU_COUNT(&set)));
-	put(processor, "page_bytes", json_integer(sysconf(_SC_PAGESIZE)));
+		info_put(processor, "usable", json_integer(CPU_COUNT(&set)));
+	info_put(processor, "page_bytes", json_integer(sysconf(_SC_PAGESIZE)));
 	return processor;
 }
 
@@ -148,23 +149,34 @@ static void read_choice(const char *path, char *word, size_t bytes)
 		open ? open + 1 : "unknown");
 }
 
+/* What a network may pin: null where there is no limit. */
+static void put_locked_limit(json_t *memory)
+{
+	struct rlimit limit;
+	int limited = getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY;
+
+	info_put(memory, "locked_limit_bytes",
+		limited ? json_integer((json_int_t)limit.rlim_cur) : json_null());
+}
+
 static json_t *get_memory(void)
 {
-	json_t *memory = need(json_object());
+	json_t *memory = info_need(json_object());
 	char word[32];
 
-	put(memory, "available_bytes", json_integer(1024LL * read_meminfo("MemAvailable:")));
-	put(memory, "huge_page_bytes", json_integer(1024LL * read_meminfo("Hugepagesize:")));
-	put(memory, "huge_pages", json_integer(read_meminfo("HugePages_Total:")));
-	put(memory, "huge_pages_free", json_integer(read_meminfo("HugePages_Free:")));
+	info_put(memory, "available_bytes", json_integer(1024LL * read_meminfo("MemAvailable:")));
+	info_put(memory, "huge_page_bytes", json_integer(1024LL * read_meminfo("Hugepagesize:")));
+	info_put(memory, "huge_pages", json_integer(read_meminfo("HugePages_Total:")));
+	info_put(memory, "huge_pages_free", json_integer(read_meminfo("HugePages_Free:")));
+	put_locked_limit(memory);
 	read_choice("/sys/kernel/mm/transparent_hugepage/shmem_enabled", word, sizeof(word));
-	put(memory, "transparent_shared", text_value(word));
+	info_put(memory, "transparent_shared", info_text(word));
 	return memory;
 }
 
 static json_t *get_kernels(struct m2n_ctx *ctx)
 {
-	json_t *list = need(json_array());
+	json_t *list = info_need(json_array());
 	const struct m2n__kernels *chosen = NULL;
 	const struct m2n__kernels *kernels;
 	char want[32];
@@ -173,28 +185,45 @@ static json_t *get_kernels(struct m2n_ctx *ctx)
 	if (ctx && m2n_ctx_option(ctx, "KERNELS", want, sizeof(want), NULL) == 0)
 		chosen = m2n__kernels_select(strcmp(want, "auto") == 0 ? NULL : want);
 	for (unsigned i = 0; (kernels = m2n__kernels_at(i, &usable)); i++) {
-		json_t *row = need(json_object());
+		json_t *row = info_need(json_object());
 
-		put(row, "name", text_value(kernels->name));
-		put(row, "usable", json_boolean(usable));
-		put(row, "chosen", json_boolean(kernels == chosen));
+		info_put(row, "name", info_text(kernels->name));
+		info_put(row, "usable", json_boolean(usable));
+		info_put(row, "chosen", json_boolean(kernels == chosen));
 		json_array_append_new(list, row);
 	}
 	return list;
 }
 
-static json_t *get_backends(struct m2n_ctx *ctx)
+/* What a backend said of its choices as it was opened. */
+static json_t *get_notes(const json_t *lines, const char *backend)
 {
-	json_t *list = need(json_array());
+	json_t *notes = info_need(json_array());
+	size_t n = strlen(backend), i;
+	const json_t *line;
+
+	json_array_foreach(lines, i, line) {
+		const char *text = json_string_value(line);
+
+		if (strncmp(text, backend, n) == 0 && strncmp(text + n, ": ", 2) == 0)
+			json_array_append_new(notes, info_text(text + n + 2));
+	}
+	return notes;
+}
+
+static json_t *get_backends(struct m2n_ctx *ctx, const json_t *lines)
+{
+	json_t *list = info_need(json_array());
 	struct m2n_backend_attr attr;
 
 	for (unsigned i = 0; ctx && m2n_ctx_backend_at(ctx, i, &attr) == 0; i++) {
-		json_t *row = need(json_object());
+		json_t *row = info_need(json_object());
 
-		put(row, "name", text_value(attr.name));
-		put(row, "about", text_value(attr.about));
-		put(row, "usable", json_boolean(attr.usable));
-		put(row, "reason", text_value(attr.reason));
+		info_put(row, "name", info_text(attr.name));
+		info_put(row, "about", info_text(attr.about));
+		info_put(row, "usable", json_boolean(attr.usable));
+		info_put(row, "reason", info_text(attr.reason));
+		info_put(row, "notes", get_notes(lines, attr.name));
 		json_array_append_new(list, row);
 	}
 	return list;
@@ -202,24 +231,24 @@ static json_t *get_backends(struct m2n_ctx *ctx)
 
 static void put_number(json_t *object, const char *name, int number)
 {
-	put(object, name, number < 0 ? json_null() : json_integer(number));
+	info_put(object, name, number < 0 ? json_null() : json_integer(number));
 }
 
 static json_t *get_launcher(void)
 {
-	json_t *launcher = need(json_object());
+	json_t *launcher = info_need(json_object());
 	struct m2n__launch launch = {.launcher = "none", .rank = -1, .n_ranks = -1,
 		.local_rank = -1, .n_local_ranks = -1};
 	int bad = m2n__launch_detect(m2n__getenv, NULL, &launch);
 
-	put(launcher, "name", text_value(launch.launcher));
+	info_put(launcher, "name", info_text(launch.launcher));
 	put_number(launcher, "rank", launch.rank);
 	put_number(launcher, "n_ranks", launch.n_ranks);
 	put_number(launcher, "local_rank", launch.local_rank);
 	put_number(launcher, "n_local_ranks", launch.n_local_ranks);
-	put(launcher, "store", text_value(launch.store));
-	put(launcher, "job", text_value(launch.job));
-	put(launcher, "error", bad ? text_value(m2n_error_text()) : json_null());
+	info_put(launcher, "store", info_text(launch.store));
+	info_put(launcher, "job", info_text(launch.job));
+	info_put(launcher, "error", bad ? info_text(m2n_error_text()) : json_null());
 	return launcher;
 }
 
@@ -229,48 +258,49 @@ static void put_value(json_t *row, struct m2n_ctx *ctx, const char *name)
 	const char *origin;
 
 	if (!ctx || m2n_ctx_option(ctx, name, value, sizeof(value), &origin)) {
-		put(row, "value", json_null());
-		put(row, "origin", json_null());
+		info_put(row, "value", json_null());
+		info_put(row, "origin", json_null());
 		return;
 	}
-	put(row, "value", text_value(value));
-	put(row, "origin", text_value(origin));
+	info_put(row, "value", info_text(value));
+	info_put(row, "origin", info_text(origin));
 }
 
 static json_t *get_options(struct m2n_ctx *ctx)
 {
-	json_t *list = need(json_array());
+	json_t *list = info_need(json_array());
 	struct m2n_option_attr attr;
 
 	for (unsigned i = 0; m2n_option_at(i, &attr) == 0; i++) {
-		json_t *row = need(json_object());
+		json_t *row = info_need(json_object());
 
-		put(row, "name", text_value(attr.name));
+		info_put(row, "name", info_text(attr.name));
 		put_value(row, ctx, attr.name);
-		put(row, "type", text_value(attr.type));
-		put(row, "default", text_value(attr.default_value));
-		put(row, "range", text_value(attr.range));
-		put(row, "unit", text_value(attr.unit));
-		put(row, "about", text_value(attr.about));
+		info_put(row, "type", info_text(attr.type));
+		info_put(row, "default", info_text(attr.default_value));
+		info_put(row, "range", info_text(attr.range));
+		info_put(row, "unit", info_text(attr.unit));
+		info_put(row, "about", info_text(attr.about));
 		json_array_append_new(list, row);
 	}
 	return list;
 }
 
-static json_t *get_all(struct m2n_ctx *ctx, const char *error)
+static json_t *get_all(struct m2n_ctx *ctx, const char *error, const json_t *lines)
 {
-	json_t *info = need(json_object());
+	json_t *info = info_need(json_object());
 
-	put(info, "schema", json_string(SCHEMA));
-	put(info, "version", text_value(m2n_version()));
-	put(info, "wire_version", json_integer(m2n_wire_version()));
-	put(info, "error", error ? text_value(error) : json_null());
-	put(info, "processor", get_processor());
-	put(info, "memory", get_memory());
-	put(info, "kernels", get_kernels(ctx));
-	put(info, "backends", get_backends(ctx));
-	put(info, "launcher", get_launcher());
-	put(info, "options", get_options(ctx));
+	info_put(info, "schema", json_string(SCHEMA));
+	info_put(info, "version", info_text(m2n_version()));
+	info_put(info, "wire_version", json_integer(m2n_wire_version()));
+	info_put(info, "error", error ? info_text(error) : json_null());
+	info_put(info, "processor", get_processor());
+	info_put(info, "memory", get_memory());
+	info_put(info, "kernels", get_kernels(ctx));
+	info_put(info, "backends", get_backends(ctx, lines));
+	info_put(info, "rdma_ports", info_devices());
+	info_put(info, "launcher", get_launcher());
+	info_put(info, "options", get_options(ctx));
 	return info;
 }
 
@@ -301,6 +331,11 @@ static void print_machine(const json_t *info)
 		"memory: %s\n", number_of(memory, "huge_pages_free"),
 		number_of(memory, "huge_pages"), number_of(memory, "huge_page_bytes") >> 10,
 		text_of(memory, "transparent_shared"));
+	if (json_is_integer(json_object_get(memory, "locked_limit_bytes")))
+		printf("  locked       %lld KiB at most (ulimit -l)\n",
+			number_of(memory, "locked_limit_bytes") >> 10);
+	else
+		printf("  locked       no limit\n");
 }
 
 static void print_kernels(const json_t *info)
@@ -316,22 +351,34 @@ static void print_kernels(const json_t *info)
 			"not usable: the processor lacks the instructions");
 }
 
+/* Reasons begin with the backend's name, which stands in front of them here. */
+static const char *without_name(const char *reason, const char *name)
+{
+	size_t n = strlen(name);
+
+	return strncmp(reason, name, n) == 0 && strncmp(reason + n, ": ", 2) == 0 ? reason + n + 2
+										  : reason;
+}
+
 static void print_backends(const json_t *info)
 {
 	const json_t *list = json_object_get(info, "backends");
-	const json_t *row;
-	size_t i;
+	const json_t *row, *note;
+	size_t i, k;
 
 	printf("\nBackends\n");
 	if (json_array_size(list) == 0)
 		printf("  unknown without a context\n");
 	json_array_foreach(list, i, row) {
-		const char *reason = text_of(row, "reason");
+		const char *name = text_of(row, "name");
+		const char *reason = without_name(text_of(row, "reason"), name);
 
-		printf("  %-12s %s%s%s\n", text_of(row, "name"),
+		printf("  %-12s %s%s%s\n", name,
 			json_is_true(json_object_get(row, "usable")) ? "usable" : "not usable",
 			reason[0] ? ": " : "", reason);
 		printf("  %-12s %s\n", "", text_of(row, "about"));
+		json_array_foreach(json_object_get(row, "notes"), k, note)
+			printf("  %-12s %s\n", "", json_string_value(note));
 	}
 }
 
@@ -381,12 +428,13 @@ static void print_options(const json_t *info)
 	}
 }
 
-/* Warnings of the library, such as an unknown M2N_ variable. */
-static void show_warning(void *arg, enum m2n_log_level level, const char *text)
+/* Warnings of the library, such as an unknown M2N_ variable, are shown; its choices are kept. */
+static void take_line(void *lines, enum m2n_log_level level, const char *text)
 {
-	(void)arg;
 	if (level <= M2N_LOG_WARN)
 		fprintf(stderr, "m2n_info: warning: %s\n", text);
+	else if (level == M2N_LOG_INFO)
+		json_array_append_new(lines, info_need(info_text(text)));
 }
 
 static int print_all(const json_t *info, const struct args *args)
@@ -400,6 +448,7 @@ static int print_all(const json_t *info, const struct args *args)
 		print_machine(info);
 		print_kernels(info);
 		print_backends(info);
+		info_print_devices(json_object_get(info, "rdma_ports"));
 		print_launcher(info);
 	}
 	if (fflush(stdout) || ferror(stdout)) {
@@ -415,21 +464,23 @@ int main(int argc, char **argv)
 		"Shows what libm2n finds on this machine, and its options.", NULL, NULL, NULL};
 	struct m2n_ctx_params params = M2N_CTX_PARAMS_INIT;
 	struct args args = {0};
+	json_t *info, *lines = info_need(json_array());
 	struct m2n_ctx *ctx = NULL;
-	json_t *info;
 	int failed;
 
 	argp_program_version_hook = print_version;
 	argp_err_exit_status = 2;
 	argp_parse(&argp, argc, argv, 0, NULL, &args);
 	params.backend = args.backend;
-	params.log = show_warning;
+	params.log = take_line;
+	params.log_arg = lines;
 	failed = m2n_ctx_open(&params, &ctx);
 	if (failed)
 		fprintf(stderr, "m2n_info: %s: %s\n", m2n_strerror(failed), m2n_error_text());
-	info = get_all(ctx, failed ? m2n_error_text() : NULL);
+	info = get_all(ctx, failed ? m2n_error_text() : NULL, lines);
 	m2n_ctx_close(ctx);
 	failed |= print_all(info, &args);
 	json_decref(info);
+	json_decref(lines);
 	return failed ? 1 : 0;
 }

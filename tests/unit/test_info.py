@@ -4,9 +4,11 @@
 
   test_info.py M2N_INFO VERSION SOURCE_ROOT
 """
+import ipaddress
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 
@@ -106,6 +108,69 @@ def members(value):
     return set()
 
 
+def read(*path):
+    """A file of sysfs; '' when there is none."""
+    try:
+        with open(os.path.join('/sys/class', *path), encoding='ascii') as text:
+            return text.read().strip()
+    except OSError:
+        return ''
+
+
+def ports_of_machine():
+    """The RDMA ports as a reader of sysfs finds them: name, port, state and GIDs."""
+    root = '/sys/class/infiniband'
+    found = []
+    for name in sorted(os.listdir(root)) if os.path.isdir(root) else ():
+        for port in sorted(os.listdir(os.path.join(root, name, 'ports')), key=int):
+            at = ('infiniband', name, 'ports', port)
+            indexes = sorted(map(int, os.listdir(os.path.join('/sys/class', *at, 'gids'))))
+            gids = [(i, ipaddress.IPv6Address(read(*at, 'gids', str(i)))) for i in indexes]
+            found.append((name, int(port), read(*at, 'state').split(': ')[1],
+                          [(i, gid.ipv4_mapped or gid, read(*at, 'gid_attrs', 'types', str(i)))
+                           for i, gid in gids if int(gid)]))
+    return found
+
+
+def check_ports():
+    """Ports and their addresses are the machine's."""
+    info = json.loads(run(['--json'])[0])
+    shown = [(row['name'], row['port'], row['state'],
+              [(gid['index'], ipaddress.ip_address(gid['address']), gid['type'])
+               for gid in row['gids']]) for row in info['rdma_ports']]
+    assert shown == ports_of_machine(), (shown, ports_of_machine())
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    assert info['memory']['locked_limit_bytes'] == \
+        (None if limit == resource.RLIM_INFINITY else limit)
+    print(len(shown), 'RDMA ports')
+
+
+def check_choice():
+    """Each backend is used, with what it chose, or there is a reason; the info line has both."""
+    backends = json.loads(run(['--json'])[0])['backends']
+    _, err = run([], M2N_LOG='info')
+    line = [text for text in err.splitlines() if 'info: kernels' in text]
+    assert len(line) == 1, err
+    for row in backends:
+        assert row['usable'] == (row['reason'] == ''), row
+        said = row['name'] if row['usable'] else f"{row['name']}: not used, {row['reason']}"
+        assert said in line[0], (said, line[0])
+        for note in row['notes']:
+            assert f"info: {row['name']}: {note}\n" in err, (note, err)
+    verbs = [row for row in backends if row['name'] == 'verbs' and row['usable']]
+    active = [name for name, _, state, _ in ports_of_machine() if state == 'ACTIVE']
+    for row in verbs:
+        assert any(f'rail 0 is {name}:' in row['notes'][0] for name in active), (row, active)
+    if not active:
+        assert not verbs
+        _, err = run(['--backend', 'verbs'], 1)
+        assert 'verbs' in err and len(err) > 60, err
+    names = {row['name']: row for row in json.loads(run(['-jb', 'self,shm'])[0])['backends']}
+    assert names['self']['usable'] and names['shm']['usable']
+    assert names['verbs']['reason'] == "BACKEND is 'self,shm'", names['verbs']
+    assert 'nonesuch' in run(['--backend', 'shm,nonesuch'], 1)[1]
+
+
 def check_manual():
     """The page names every member of the JSON object and every option of the command line."""
     with open(os.path.join(ROOT, 'docs', 'man', 'm2n_info.1'), encoding='utf-8') as text:
@@ -123,4 +188,6 @@ if __name__ == '__main__':
     check_failures()
     check_secret()
     check_launcher()
+    check_ports()
+    check_choice()
     check_manual()
