@@ -152,7 +152,7 @@ static int look(struct m2n_channel *ch, struct m2n__batch *b, uint32_t source, u
 	else if (share->state == SHARE_HEAD && m2n__rx_body_ready(ch->dispatch, rx, slot, round)) {
 		m2n__rx_take(ch->dispatch, rx, slot, 2);
 		share->state = SHARE_PRESENT;
-	} else if (!m2n__rx_returns(rx) && !m2n__rx_gets(rx, round))
+	} else if (!m2n__rx_comes(rx, round) && !m2n__rx_gets(rx, round))
 		/* what had arrived was looked at first */
 		share->state = share->state == SHARE_HEAD ? SHARE_LOST : SHARE_ABSENT;
 	if (rc)

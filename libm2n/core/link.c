@@ -336,7 +336,15 @@ int m2n__exchange_open(
 	return 0;
 }
 
-/* 1: all links are up; 0: not yet; negative: it cannot work. `missing` lists who is not there. */
+static int has_come(const struct m2n__rx *rx)
+{
+	return rx->was_linked && !rx->starting;
+}
+
+/*
+ * 1: all links are up, or were: a peer may have sent all it had and be gone again; 0: not yet;
+ * negative: it cannot work. `missing` lists who is not there.
+ */
 static int links_state(struct m2n_exchange *x, char *missing, size_t room)
 {
 	size_t at = 0;
@@ -347,7 +355,7 @@ static int links_state(struct m2n_exchange *x, char *missing, size_t room)
 		return m2n__error(x->error, "%s", x->error_text);
 	for (size_t i = 0; i < x->n_tx + x->n_rx; i++) {
 		struct m2n__peer *peer = i < x->n_tx ? x->tx[i].peer : x->rx[i - x->n_tx].peer;
-		int up = i < x->n_tx ? m2n__tx_up(&x->tx[i]) : m2n__rx_up(&x->rx[i - x->n_tx]);
+		int up = i < x->n_tx ? x->tx[i].was_linked : has_come(&x->rx[i - x->n_tx]);
 		int rc = up ? 0 : m2n__peer_status(peer);
 
 		if (rc)

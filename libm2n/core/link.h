@@ -325,11 +325,16 @@ static inline int m2n__rx_gets(const struct m2n__rx *rx, uint64_t round)
 	       atomic_load_explicit(&rx->first_round, memory_order_relaxed) <= round;
 }
 
-/* Not up yet, but its process was here before, and will say where its rounds go on. */
-static inline int m2n__rx_returns(const struct m2n__rx *rx)
+/*
+ * Not up yet, but it will be: its process was here before and will say where its rounds go on, or
+ * the application has admitted the new one to this round.
+ */
+static inline int m2n__rx_comes(const struct m2n__rx *rx, uint64_t round)
 {
-	return atomic_load_explicit(&rx->returning, memory_order_acquire) &&
-	       !atomic_load_explicit(&rx->up, memory_order_acquire);
+	return !m2n__rx_up(rx) &&
+	       atomic_load_explicit(&rx->peer->state, memory_order_relaxed) == M2N_PEER_LIVE &&
+	       (atomic_load_explicit(&rx->returning, memory_order_relaxed) ||
+		       atomic_load_explicit(&rx->admitted, memory_order_relaxed) <= round);
 }
 
 static inline struct m2n__slot_head *m2n__tx_head(

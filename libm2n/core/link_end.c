@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The end of links. A side that closes its exchange says UNLINK; messages that the peer has put
- * may still be on their way then, and memory that goes before they arrive would break the peer's
- * connection (verbs) or this process (a backend that copies on arrival). So that memory is kept,
- * in a *grave*, until each peer that could write to it has said UNLINKED: none of its calls is
- * writing, and what it had put has arrived. Mapped peers write through mappings of their own.
+ * The end of links. A side that closes its exchange says UNLINK. Then a peer may not have mapped
+ * the memory yet that our LINK frame named, or messages that it has put may still be on their way:
+ * memory that goes before they arrive would break its connection (verbs) or this process (a
+ * backend that copies on arrival). So that memory is kept, in a *grave*, until each peer that
+ * could want it has said UNLINKED: none of its calls is writing, and what it had put has arrived.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -41,10 +41,9 @@ static void say(struct m2n__peer *peer, enum m2n__frame_type type, const char *n
 	m2n__peer_send(peer, type, body, (size_t)(c.at - body));
 }
 
-static int is_messaging(const struct m2n__peer *peer)
+static int is_other(const struct m2n__peer *peer)
 {
-	return peer && peer->ep && !(peer->ep->ops->caps & M2N__CAP_MAPPED) &&
-	       peer->rank != peer->group->rank;
+	return peer && peer->ep && peer->rank != peer->group->rank;
 }
 
 static void keep(struct m2n__grave *grave, struct m2n__shared *area)
@@ -81,7 +80,7 @@ static void collect(struct m2n__grave *grave, struct m2n_exchange *x)
 /* A peer that has our LINK frame may write, until it takes our UNLINK. */
 static void wait_for(struct m2n__grave *grave, const struct m2n__peer *peer, int linked)
 {
-	if (!linked || !is_messaging(peer))
+	if (!linked || !is_other(peer))
 		return;
 	for (size_t i = 0; i < grave->n_waiting; i++)
 		if (grave->waiting[i] == peer->rank)
@@ -109,7 +108,7 @@ static struct m2n__grave *dig(const struct m2n_exchange *x)
 static void bury(struct m2n_exchange *x)
 {
 	struct m2n_group *group = x->group;
-	struct m2n__grave *grave = m2n__ctx_is_messaging(x->ctx) ? dig(x) : NULL;
+	struct m2n__grave *grave = dig(x);
 
 	if (!grave)
 		return; /* of the two evils without memory: not to keep it */
@@ -204,7 +203,7 @@ void m2n__link_unlink(struct m2n__peer *peer, const char *name)
 {
 	struct m2n__answer *a;
 
-	if (!is_messaging(peer))
+	if (!is_other(peer))
 		return;
 	a = calloc(1, sizeof(*a));
 	if (!a) { /* the peer keeps its memory until one of us leaves */

@@ -4,6 +4,7 @@
  * refusals, counters, disagreeing shapes.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -292,6 +293,48 @@ static int late(const struct conf *conf)
 	return ranks_run(2, check_late, NULL, &conf->opts);
 }
 
+/* A peer that sends all it has and closes: it is there, its messages come, then it is gone. */
+static void check_brief(struct rank *rank)
+{
+	struct m2n_exchange_params params = M2N_EXCHANGE_PARAMS_INIT;
+	int peer = 1 - rank->rank;
+	struct m2n_exchange *exchange;
+	const void *data;
+	char name[16];
+	size_t bytes;
+
+	params.name = name;
+	params.max_bytes = 8;
+	params.send_to = params.recv_from = &peer;
+	params.n_send = rank->rank == 1;
+	params.n_recv = rank->rank == 0;
+	for (int life = 0; life < 40; life++) {
+		uint64_t word = (uint64_t)life;
+
+		snprintf(name, sizeof(name), "brief%d", life);
+		expect_ok(m2n_exchange_create(rank->group, &params, &exchange));
+		for (int i = 0; i < 2 && rank->rank == 1; i++)
+			expect_ok(m2n_exchange_put(exchange, 0, &(struct m2n_iov){&word, 8}, 1,
+				M2N_TIMEOUT_DEFAULT));
+		for (int i = 0; i < 2 && rank->rank == 0; i++) {
+			expect_ok(m2n_exchange_get(
+				exchange, 1, M2N_TIMEOUT_DEFAULT, &data, &bytes));
+			expect(bytes == 8 && !memcmp(data, &word, 8));
+			expect_ok(m2n_exchange_release(exchange, 1));
+		}
+		if (rank->rank == 0)
+			expect_status(M2N_ERR_PEER_LOST, m2n_exchange_get(exchange, 1,
+					M2N_TIMEOUT_DEFAULT, &data, &bytes));
+		m2n_exchange_destroy(exchange);
+	}
+	rank_barrier(rank);
+}
+
+static int brief(const struct conf *conf)
+{
+	return ranks_run(2, check_brief, NULL, &conf->opts);
+}
+
 const struct conf_case exchange_cases[] = {
 	{"exchange: all to all in order, sizes 0..max, depth 1..4", 1, all_to_all},
 	{"exchange: twelve ranks, all to all", 12, many_peers},
@@ -300,5 +343,6 @@ const struct conf_case exchange_cases[] = {
 	{"exchange: errors of create", 1, create_errors},
 	{"exchange: disagreeing shapes", 2, shapes},
 	{"exchange: a peer that comes late", 2, late},
+	{"exchange: a peer that closes when it has sent", 2, brief},
 	{0},
 };

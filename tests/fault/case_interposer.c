@@ -51,7 +51,7 @@ static int run_with(const struct conf *conf, rank_fn fn, const char *fault)
 	struct ranks_opts opts = conf->opts;
 	struct job job = wire_job;
 
-	if (!conf->messaging)
+	if (!conf->faulty)
 		return RANKS_SKIP;
 	opts.options = options;
 	return ranks_run(3, fn, &job, &opts);
@@ -164,7 +164,9 @@ static void check_closed(struct rank *rank)
 
 static int closed(const struct conf *conf)
 {
-	return run_with(conf, check_closed, "FAULT=delay=2ms,seed=6");
+	if (conf->faulty)
+		return run_with(conf, check_closed, "FAULT=delay=2ms,seed=6");
+	return ranks_run(3, check_closed, NULL, &conf->opts);
 }
 
 const struct conf_case interposer_cases[] = {
