@@ -205,6 +205,7 @@ static int close_ep(struct m2n__ucx_iface *u, struct m2n__ucx_ep *e)
 	int64_t deadline = m2n__deadline_ns(CLOSE_PATIENCE_NS);
 	ucs_status_ptr_t request;
 
+	m2n__ucx_orphan(e);
 	if (!e->ucp_ep)
 		return 1;
 	if (e->signal_rkey)

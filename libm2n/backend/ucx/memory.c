@@ -132,6 +132,8 @@ int m2n__ucx_import(
 		free(r);
 		return m2n__ucx_error(status, "reading a key");
 	}
+	r->next = e->rmems;
+	e->rmems = r;
 	r->rmem.ep = ep;
 	r->rmem.bytes = key.bytes;
 	r->base = key.base;
@@ -139,13 +141,30 @@ int m2n__ucx_import(
 	return 0;
 }
 
+void m2n__ucx_orphan(struct m2n__ucx_ep *e)
+{
+	while (e->rmems) {
+		struct m2n__ucx_rmem *r = e->rmems;
+
+		m2n__ucx.ucp_rkey_destroy(r->rkey);
+		r->rmem.ep = NULL;
+		e->rmems = r->next;
+	}
+}
+
 void m2n__ucx_release(struct m2n__rmem *rmem)
 {
-	struct m2n__ucx_iface *u = m2n__ucx_iface(rmem->ep->iface);
-	struct m2n__ucx_rmem *r = (struct m2n__ucx_rmem *)rmem;
-	struct m2n__iface *before = m2n__ucx_lock(u);
+	struct m2n__ucx_rmem *r = (struct m2n__ucx_rmem *)rmem, **at;
 
-	m2n__ucx.ucp_rkey_destroy(r->rkey);
-	m2n__ucx_unlock(u, before);
+	if (rmem->ep) {
+		struct m2n__ucx_iface *u = m2n__ucx_iface(rmem->ep->iface);
+		struct m2n__iface *before = m2n__ucx_lock(u);
+
+		for (at = &m2n__ucx_ep(rmem->ep)->rmems; *at != r; at = &(*at)->next)
+			;
+		*at = r->next;
+		m2n__ucx.ucp_rkey_destroy(r->rkey);
+		m2n__ucx_unlock(u, before);
+	}
 	free(r);
 }

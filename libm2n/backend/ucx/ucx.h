@@ -45,6 +45,7 @@ struct m2n__ucx_ep {
 	uint64_t n_posted;           /* puts so far */
 	uint64_t n_flush;            /* of them, those that the flush under way waits for */
 	uint64_t n_arrived;          /* of them, those that a flush found to be at the peer */
+	struct m2n__ucx_rmem *rmems; /* keys of this connection */
 	atomic_int status;           /* ucs_status_t of the first failure; UCS_OK: none */
 };
 
@@ -56,6 +57,7 @@ struct m2n__ucx_mr {
 
 struct m2n__ucx_rmem {
 	struct m2n__rmem rmem;
+	struct m2n__ucx_rmem *next; /* of the connection */
 	ucp_rkey_h rkey;
 	uint64_t base;
 };
@@ -103,6 +105,8 @@ void m2n__ucx_dereg(struct m2n__mr *mr);
 int m2n__ucx_export(struct m2n__mr *mr, size_t offset, size_t bytes, void *key, size_t *key_bytes);
 int m2n__ucx_import(struct m2n__ep *ep, const void *key, size_t key_bytes, struct m2n__rmem **rmem);
 void m2n__ucx_release(struct m2n__rmem *rmem);
+/* The connection ends before its keys are released. Under the lock. */
+void m2n__ucx_orphan(struct m2n__ucx_ep *e);
 
 /* put.c */
 int m2n__ucx_put(struct m2n__ep *ep, struct m2n__put *put);
