@@ -73,8 +73,6 @@ static void ucx(struct message *message, uint64_t window)
 		else
 			ucx_link_get(message->ucx, message->size);
 	}
-	if (message->rank->source >= 0)
-		ucx_link_flush(message->ucx);
 }
 
 static void step(void *arg, unsigned series, int64_t iter)
@@ -99,6 +97,8 @@ static void step(void *arg, unsigned series, int64_t iter)
 	else
 		*message_stamp(message, series, iter) =
 			(struct page_stamp){source ? start : 0, source ? 0 : end};
+	if (kind == PERF_UCX)
+		ucx_link_settle(message->ucx);
 }
 
 static void body(struct perf_rank *rank)

@@ -17,9 +17,10 @@
 
 /* What one side tells the other; in page_extra(), one for each. */
 struct card {
+	_Atomic uint64_t n_settled; /* requests of both sides that its side has finished */
 	uint64_t base;
 	uint64_t address_bytes, key_bytes;
-	char bytes[UCX_EXTRA_BYTES / 2 - 3 * sizeof(uint64_t)]; /* address, then key */
+	char bytes[UCX_EXTRA_BYTES / 2 - 4 * sizeof(uint64_t)]; /* address, then key */
 };
 
 struct flag {
@@ -38,7 +39,8 @@ struct ucx_link {
 	ucp_rkey_h key;
 	char *base;            /* own memory: flags, then slots */
 	uint64_t remote_base;
-	uint64_t n_sent, n_received;
+	struct card *mine, *theirs;
+	uint64_t n_sent, n_received, n_settled;
 	uint64_t numbers[64];  /* flags on their way */
 };
 
@@ -132,13 +134,15 @@ struct ucx_link *ucx_link_open(struct perf_rank *rank, uint64_t size_max, uint32
 	if (link == NULL)
 		perf_rank_fail(rank, 0, "UCX yardstick: no memory");
 	link->rank = rank;
+	link->mine = &cards[me];
+	link->theirs = &cards[1 - me];
 	link->depth = depth;
 	link->slot_bytes = (size_max + 127) & ~UINT64_C(127);
 	open_worker(link);
 	open_memory(link);
-	publish(link, &cards[me]);
+	publish(link, link->mine);
 	perf_rank_barrier(rank);
-	connect_peer(link, &cards[1 - me]);
+	connect_peer(link, link->theirs);
 	perf_rank_barrier(rank);
 	return link;
 }
@@ -159,11 +163,23 @@ static void finish(struct ucx_link *link, ucs_status_ptr_t request, const char *
 	ucp_request_free(request);
 }
 
-void ucx_link_flush(struct ucx_link *link)
+/* Drives progress until a request of either side is done. */
+static void finish_both(struct ucx_link *link, ucs_status_ptr_t request, const char *what)
+{
+	finish(link, request, what);
+	atomic_store(&link->mine->n_settled, ++link->n_settled);
+	while (atomic_load(&link->theirs->n_settled) < link->n_settled) {
+		ucp_worker_progress(link->worker);
+		if (atomic_load(&link->rank->page->abort))
+			_exit(3);
+	}
+}
+
+void ucx_link_settle(struct ucx_link *link)
 {
 	ucp_request_param_t param = {0};
 
-	finish(link, ucp_worker_flush_nbx(link->worker, &param), "ucp_worker_flush_nbx");
+	finish_both(link, ucp_worker_flush_nbx(link->worker, &param), "ucp_worker_flush_nbx");
 }
 
 void ucx_link_close(struct ucx_link *link)
@@ -172,10 +188,10 @@ void ucx_link_close(struct ucx_link *link)
 
 	if (link == NULL)
 		return;
-	ucx_link_flush(link);
+	ucx_link_settle(link);
 	perf_rank_barrier(link->rank);
 	ucp_rkey_destroy(link->key);
-	finish(link, ucp_ep_close_nbx(link->ep, &param), "ucp_ep_close_nbx");
+	finish_both(link, ucp_ep_close_nbx(link->ep, &param), "ucp_ep_close_nbx");
 	perf_rank_barrier(link->rank);
 	ucp_mem_unmap(link->context, link->mem);
 	ucp_worker_destroy(link->worker);

@@ -35,7 +35,7 @@ void ucx_link_get(struct ucx_link *link, uint64_t size)
 	(void)size;
 }
 
-void ucx_link_flush(struct ucx_link *link)
+void ucx_link_settle(struct ucx_link *link)
 {
 	(void)link;
 }

@@ -70,6 +70,14 @@ static void step(void *arg, unsigned series, int64_t iter)
 	}
 }
 
+static void batch_end(void *arg, unsigned series)
+{
+	struct message *message = arg;
+
+	if (message->rank->job->kinds[series] == PERF_UCX)
+		ucx_link_settle(message->ucx);
+}
+
 static void body(struct perf_rank *rank)
 {
 	uint64_t sizes[PERF_MAX_SIZES];
@@ -77,6 +85,7 @@ static void body(struct perf_rank *rank)
 	struct message message;
 
 	message_open(&message, rank);
+	rank->batch_end = batch_end;
 	for (size_t i = 0; i < n; i++) {
 		message_begin(&message, i, sizes[i], 1);
 		perf_rank_loop(rank, step, &message);

@@ -96,8 +96,11 @@ void ucx_link_close(struct ucx_link *link);
 void ucx_link_put(struct ucx_link *link, const void *data, uint64_t size);
 /* Waits for the next message and touches it. */
 void ucx_link_get(struct ucx_link *link, uint64_t size);
-/* Waits until what was put has left. */
-void ucx_link_flush(struct ucx_link *link);
+/*
+ * Both sides: drives progress until all that was put has arrived on either. Some transports move
+ * the other side's bytes only in here.
+ */
+void ucx_link_settle(struct ucx_link *link);
 /* Whether this build has UCX. */
 bool ucx_link_built(void);
 /* Bytes of page_extra() that ucx_link_open() wants. */

@@ -143,6 +143,8 @@ static void run_batch(
 		step(arg, series, i);
 		perf_rank_step(rank);
 	}
+	if (rank->batch_end != NULL)
+		rank->batch_end(arg, series);
 }
 
 void perf_rank_loop(struct perf_rank *rank, perf_step_fn step, void *arg)
@@ -158,6 +160,8 @@ void perf_rank_loop(struct perf_rank *rank, perf_step_fn step, void *arg)
 		perf_rank_barrier(rank);
 		for (uint64_t i = 0; i < rank->args->n_warmup; i++)
 			step(arg, series, -1 - (int64_t)i);
+		if (rank->batch_end != NULL)
+			rank->batch_end(arg, series);
 	}
 	for (uint64_t rep = 0; rep < rank->args->n_reps; rep++) {
 		for (unsigned series = 0; series < job->dims.n_series; series++) {

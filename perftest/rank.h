@@ -58,6 +58,8 @@ struct perf_rank {
 	uint64_t size;       /* of the messages now */
 	uint32_t n_case;     /* now */
 	uint32_t n_messages; /* of one iteration now */
+	/* At the end of a batch, for a series that must not be left as it is; NULL: none does. */
+	void (*batch_end)(void *arg, unsigned series);
 	struct m2n_exchange *sync; /* NULL: forked, the page's barrier is used */
 };
 
