@@ -108,7 +108,7 @@ static uint32_t n_reply_rows(const struct m2n_channel *ch, const struct m2n__sha
 	return ch->p.reduce_at_expert ? share->n_sent : share->n_rows;
 }
 
-/* Pieces of a gather list, where the caller's rows are dense: one for each segment. */
+/* Pieces of a gather list, where the caller's rows are dense: segments, joined where they touch. */
 static size_t gather_rows(const struct reply *r, uint32_t source, struct m2n__piece *pieces)
 {
 	const struct m2n__batch *b = r->b;
@@ -117,8 +117,12 @@ static size_t gather_rows(const struct reply *r, uint32_t source, struct m2n__pi
 	for (uint32_t i = b->shares[source].segment; i; i = b->next_segment[i - 1]) {
 		const struct m2n_segment *s = &b->segments[i - 1];
 
-		pieces[n++] = (struct m2n__piece){
-			r->rows + s->first_row * r->stride, s->n_rows * r->stride, r->reg};
+		const uint8_t *rows = r->rows + s->first_row * r->stride;
+
+		if (n && (const uint8_t *)pieces[n - 1].base + pieces[n - 1].bytes == rows)
+			pieces[n - 1].bytes += s->n_rows * r->stride;
+		else
+			pieces[n++] = (struct m2n__piece){rows, s->n_rows * r->stride, r->reg};
 	}
 	return n;
 }

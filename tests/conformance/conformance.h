@@ -20,5 +20,6 @@ extern const struct conf_case sink_cases[];
 extern const struct conf_case backward_cases[];
 extern const struct conf_case digest_cases[];
 extern const struct conf_case together_cases[];
+extern const struct conf_case work_cases[];
 
 #endif

@@ -17,6 +17,7 @@ static const struct conf_case *const lists[] = {
 	backward_cases,
 	digest_cases,
 	together_cases,
+	work_cases,
 	NULL,
 };
 
