@@ -183,7 +183,7 @@ static int open_backends(struct m2n_ctx *ctx)
 
 static void log_choice(struct m2n_ctx *ctx)
 {
-	char line[400];
+	char line[2048];
 	size_t at = 0;
 
 	for (unsigned i = 0; i < ctx->n_backends && at < sizeof(line); i++)

@@ -24,7 +24,7 @@ struct m2n__backend {
 	struct m2n__backend_ops ops; /* resolved */
 	struct m2n__iface *iface;    /* NULL: not usable */
 	int started;                 /* a peer was connected: it knows all memory */
-	char reason[160];
+	char reason[512];
 };
 
 struct m2n__signal_range { /* a range that was given back */

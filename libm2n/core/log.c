@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define LINE_BYTES 1024
+#define LINE_BYTES 2048
 
 static const char *level_name(enum m2n_log_level level)
 {
