@@ -46,8 +46,8 @@
  *             messaging backend, and drops, delays, reorders, truncates, fails.
  *
  * Threads: open/close/connect/greeting/meet/ready/disconnect/reg/dereg/import/release run under
- * the context's lock. put/flush/arrived of one ep, and progress, may be called from several threads: a
- * backend that is not safe for that locks inside (mapped backends need nothing).
+ * the context's lock. put/flush/arrived of one ep, and progress, may be called from several
+ * threads: a backend that is not safe for that locks inside (mapped backends need nothing).
  *
  * Errors: 0 or a negative code, with the cause and the vendor's words in the error text.
  */

@@ -417,21 +417,20 @@ static void release_keys(struct m2n_exchange *x, int is_flushed)
 }
 
 /*
- * Waits until what was put to a peer, or to one that was lost since, has arrived or failed. A
- * lost one is not waited for. 0, or -EAGAIN: something is still under way.
+ * Waits until what was put to a peer has arrived, so that UNLINK does not overtake it. A lost one
+ * is not waited for. 0, or -EAGAIN: bytes of ours are still on their way.
  */
 static int flush_ep(struct m2n_exchange *x, struct m2n__ep *ep, const struct m2n__peer *peer)
 {
 	struct m2n__wait w;
-	int rc;
 
 	if (!ep || ep->ops->caps & M2N__CAP_MAPPED)
 		return 0;
 	m2n__wait_begin(&w, x->ctx, -1);
-	while ((rc = ep->ops->flush(ep)) == -EAGAIN && peer->ep == ep && !m2n__wait_step(&w))
+	while (ep->ops->arrived(ep) == -EAGAIN && peer->ep == ep && !m2n__wait_step(&w))
 		;
 	m2n__wait_end(&w);
-	return rc == -EAGAIN ? rc : 0;
+	return ep->ops->flush(ep) == -EAGAIN ? -EAGAIN : 0;
 }
 
 /* All of an exchange: what was sent, and credits. */

@@ -77,7 +77,7 @@ static uint32_t count_runs(const struct job *job, uint32_t round, int source, in
 	return runs;
 }
 
-/* Outputs lie in the order (expert, source): a source's cells touch where no other's lies between. */
+/* Outputs lie in the order (expert, source): cells of a source touch where no other's is between. */
 static uint32_t count_cells(const struct job *job, uint32_t round, int source, int rank)
 {
 	int touching = 0;
@@ -108,6 +108,17 @@ static uint64_t transfers(uint64_t pieces, uint64_t limit)
 	return (pieces + limit - 1) / limit;
 }
 
+static uint64_t transfers_of_rows(uint32_t round, int source, int rank, uint64_t limit)
+{
+	return transfers(1 + count_runs(&work_job, round, source, rank), limit);
+}
+
+/* The head goes to another place than the rows. */
+static uint64_t transfers_of_replies(uint32_t round, int source, int rank, uint64_t limit)
+{
+	return 1 + transfers(count_cells(&work_job, round, source, rank), limit);
+}
+
 static void check_work(struct rank *rank)
 {
 	struct m2n__kernels counting = *rank->ctx->kernels;
@@ -127,11 +138,8 @@ static void check_work(struct rank *rank)
 	limit = rank->ctx->polled[0]->max_iov;
 	peer_index = 1;
 	for (uint32_t round = 0; round < work_job.n_rounds; round++)
-		want += jr.source >= 0
-				? transfers(1 + count_runs(&work_job, round, jr.source, peer_index),
-					  limit)
-				: 1 + transfers(count_cells(&work_job, round, peer_index, jr.expert),
-					      limit);
+		want += jr.source >= 0 ? transfers_of_rows(round, jr.source, peer_index, limit)
+				       : transfers_of_replies(round, peer_index, jr.expert, limit);
 	expect_ok(m2n_channel_counters(jr.channel, jr.source >= 0 ? M2N_DISPATCH : M2N_COMBINE,
 		jr.source >= 0 ? job_expert_rank(&work_job, peer_index)
 			       : job_source_rank(&work_job, peer_index),
