@@ -20,8 +20,8 @@
 
 #define CALL_MAGIC 0x4343324dU /* "M2CC" */
 #define BACKLOG 1024
-#define MAX_STEP_MS 5000
-#define MIN_STEP_MS 100
+#define STEP_MS 500
+#define MAX_TRIES 6 /* of each step */
 
 enum cm_state {
 	CM_NONE = 0,
@@ -106,18 +106,23 @@ static int is_caller(const struct verbs_ep *e)
 	return memcmp(e->token, e->peer_token, sizeof(e->token)) < 0;
 }
 
-static int step_ms(const struct verbs_iface *v)
-{
-	int64_t ms = v->options->timeout_ns / 1000000 / 4;
-
-	return ms > MAX_STEP_MS ? MAX_STEP_MS : ms < MIN_STEP_MS ? MIN_STEP_MS : (int)ms;
-}
-
 /* The library's calls set errno; the connection breaks with it. */
 static void fail_call(struct verbs_path *path, const char *what)
 {
 	m2n__verbs_break(path->ep, "%s:%u: %s, %s: %s", path->rail->ctx->device->name,
 		path->rail->port, doing[path->cm_state], what, strerrordesc_np(errno));
+}
+
+/*
+ * Short tries: while the neighbour is not known, the kernel may miss its answer and take the whole
+ * time that it was given before it looks again.
+ */
+static void resolve_address(struct verbs_path *path, struct sockaddr *from, struct sockaddr *to)
+{
+	path->cm_state = CM_ADDRESS;
+	path->n_tries++;
+	if (m2n__rdma.resolve_addr(path->id, from, to, STEP_MS))
+		fail_call(path, "rdma_resolve_addr");
 }
 
 /* Starts the call for one queue pair. */
@@ -127,6 +132,7 @@ static void call(
 	union verbs_address to, from = path->rail->cm_address;
 
 	path->cm_state = CM_ADDRESS;
+	path->n_tries = 0;
 	if (m2n__verbs_cm_address(path->rail, greeting->rails[path->rail_idx].ip,
 		    greeting->rails[path->rail_idx].port, &to)) {
 		m2n__verbs_break(path->ep, "the peer's greeting has no address to call");
@@ -138,8 +144,7 @@ static void call(
 		fail_call(path, "rdma_create_id");
 		return;
 	}
-	if (m2n__rdma.resolve_addr(path->id, &from.any, &to.any, step_ms(v)))
-		fail_call(path, "rdma_resolve_addr");
+	resolve_address(path, &from.any, &to.any);
 }
 
 int m2n__verbs_cm_meet(struct verbs_ep *e, const struct verbs_greeting *greeting)
@@ -192,8 +197,9 @@ static int is_on_rail(const struct rdma_cm_id *id, const struct verbs_rail *rail
 	       id->port_num == rail->port;
 }
 
-static void resolve_route(struct verbs_iface *v, struct verbs_path *path)
+static void resolve_route(struct verbs_path *path)
 {
+	path->n_tries = path->cm_state == CM_ROUTE ? path->n_tries + 1 : 1;
 	path->cm_state = CM_ROUTE;
 	if (!is_on_rail(path->id, path->rail))
 		m2n__verbs_break(path->ep,
@@ -201,7 +207,7 @@ static void resolve_route(struct verbs_iface *v, struct verbs_path *path)
 			path->rail->ctx->device->name, path->rail->port,
 			path->id->verbs ? path->id->verbs->device->name : "no RDMA device",
 			path->id->port_num);
-	else if (m2n__rdma.resolve_route(path->id, step_ms(v)))
+	else if (m2n__rdma.resolve_route(path->id, STEP_MS))
 		fail_call(path, "rdma_resolve_route");
 }
 
@@ -307,6 +313,22 @@ static void fail_event(struct verbs_path *path, const struct occurrence *o)
 		m2n__rdma.event_str(o->type), o->status);
 }
 
+/* 1: a step that ran out of time is tried again. */
+static int try_again(struct verbs_path *path, const struct occurrence *o)
+{
+	struct rdma_addr *addr = &path->id->route.addr;
+
+	if (o->status != -ETIMEDOUT || path->n_tries >= MAX_TRIES)
+		return 0;
+	if (o->type == RDMA_CM_EVENT_ADDR_ERROR)
+		resolve_address(path, NULL, &addr->dst_addr);
+	else if (o->type == RDMA_CM_EVENT_ROUTE_ERROR)
+		resolve_route(path);
+	else
+		return 0;
+	return 1;
+}
+
 static void work(struct verbs_iface *v, const struct occurrence *o)
 {
 	struct verbs_path *path = o->id->context;
@@ -319,7 +341,7 @@ static void work(struct verbs_iface *v, const struct occurrence *o)
 		return;
 	switch (o->type) {
 	case RDMA_CM_EVENT_ADDR_RESOLVED:
-		resolve_route(v, path);
+		resolve_route(path);
 		return;
 	case RDMA_CM_EVENT_ROUTE_RESOLVED:
 		say_token(path);
@@ -338,7 +360,8 @@ static void work(struct verbs_iface *v, const struct occurrence *o)
 	case RDMA_CM_EVENT_TIMEWAIT_EXIT:
 		return;
 	default:
-		fail_event(path, o);
+		if (!try_again(path, o))
+			fail_event(path, o);
 	}
 }
 
@@ -376,13 +399,16 @@ void m2n__verbs_cm_progress(struct verbs_iface *v, int wait)
 
 void m2n__verbs_cm_expire(struct verbs_ep *e)
 {
-	int64_t late_ns = m2n__now_ns() - e->cm_deadline_ns;
+	struct verbs_iface *v = (struct verbs_iface *)e->ep.iface;
 
-	if (!e->is_met || late_ns < 0 || atomic_load(&e->state) == VERBS_READY)
+	if (!e->is_met || m2n__now_ns() < e->cm_deadline_ns ||
+		atomic_load(&e->state) == VERBS_READY)
 		return;
+	pthread_mutex_lock(&v->cm_lock);
 	for (unsigned i = 0; i < e->n_qps; i++)
 		if (e->paths[i].cm_state != CM_OPEN)
 			m2n__verbs_break(e, "%s:%u: %s took longer than M2N_TIMEOUT",
 				e->paths[i].rail->ctx->device->name, e->paths[i].rail->port,
 				doing[e->paths[i].cm_state]);
+	pthread_mutex_unlock(&v->cm_lock);
 }

@@ -159,10 +159,6 @@ int m2n__verbs_connect(
 	e = make(v, &peer);
 	if (!e)
 		return m2n__error(-ENOMEM, "verbs: no memory for a connection");
-	pthread_mutex_lock(&v->cm_lock);
-	e->next = v->eps;
-	v->eps = e;
-	pthread_mutex_unlock(&v->cm_lock);
 	rc = make_paths(v, e);
 	if (!rc && getrandom(e->token, sizeof(e->token), 0) != sizeof(e->token))
 		rc = m2n__error(-errno, "verbs: getrandom: %s", strerrordesc_np(errno));
@@ -170,6 +166,11 @@ int m2n__verbs_connect(
 		m2n__verbs_disconnect(&e->ep);
 		return rc;
 	}
+	/* Only now: calls find it by its token. */
+	pthread_mutex_lock(&v->cm_lock);
+	e->next = v->eps;
+	v->eps = e;
+	pthread_mutex_unlock(&v->cm_lock);
 	*ep = &e->ep;
 	return 0;
 }

@@ -51,6 +51,20 @@ static int refuse(const struct verbs_rail *rail, const struct m2n__mem *mem, int
 		mem->bytes, mem->base, strerrordesc_np(rc));
 }
 
+/* Rows to send may lie in memory that is only for reading; nobody may write there. */
+static struct ibv_mr *register_host(struct verbs_iface *v, struct verbs_rail *rail,
+	const struct m2n__mem *mem, int *is_read_only)
+{
+	uint64_t address = (uint64_t)(uintptr_t)mem->base;
+	unsigned access = *is_read_only ? 0 : (unsigned)access_flags(v);
+	struct ibv_mr *mr = m2n__ibv.reg_mr_iova2(rail->pd, mem->base, mem->bytes, address, access);
+
+	if (mr || errno != EFAULT || *is_read_only)
+		return mr;
+	*is_read_only = 1;
+	return m2n__ibv.reg_mr_iova2(rail->pd, mem->base, mem->bytes, address, 0);
+}
+
 /* GPU memory by its dma-buf, else by the driver's peer memory. */
 static struct ibv_mr *register_device(
 	struct verbs_iface *v, struct verbs_rail *rail, const struct m2n__mem *mem)
@@ -90,8 +104,7 @@ int m2n__verbs_reg(struct m2n__iface *iface, const struct m2n__mem *mem, struct 
 		if (mem->kind == M2N__MEM_CUDA)
 			m->rail[i] = register_device(v, rail, mem);
 		else
-			m->rail[i] = m2n__ibv.reg_mr_iova2(rail->pd, mem->base, mem->bytes,
-				(uint64_t)(uintptr_t)mem->base, (unsigned)access_flags(v));
+			m->rail[i] = register_host(v, rail, mem, &m->is_read_only);
 		if (m->rail[i])
 			continue;
 		rc = refuse(rail, mem, errno);
@@ -120,6 +133,10 @@ int m2n__verbs_export(struct m2n__mr *mr, size_t offset, size_t bytes, void *key
 
 	if (*key_bytes < sizeof(k))
 		return m2n__error(-ENOSPC, "verbs: no room for the key");
+	if (m->is_read_only)
+		return m2n__error(-EACCES,
+			"verbs: memory at %p is mapped for reading only: no peer can write to it",
+			mr->mem->base);
 	memset(&k, 0, sizeof(k));
 	k.magic = KEY_MAGIC;
 	k.address = (uint64_t)(uintptr_t)mr->mem->base + offset;

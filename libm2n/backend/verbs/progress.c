@@ -46,6 +46,16 @@ static void take_signal(struct verbs_rail *rail, struct verbs_path *path, const 
 	atomic_fetch_add_explicit(&params->signals[signal], 1, memory_order_release);
 }
 
+/* All up to the work request whose number ends like that. */
+static void take_done(struct verbs_path *path, uint32_t number)
+{
+	uint64_t n_done = atomic_load_explicit(&path->n_done, memory_order_relaxed);
+
+	n_done += number - (uint32_t)n_done;
+	/* R7: pairs with A7 in put.c. */
+	atomic_store_explicit(&path->n_done, n_done, memory_order_release);
+}
+
 static void take(struct verbs_rail *rail, const struct ibv_wc *wc)
 {
 	struct verbs_path *path = m2n__verbs_rail_find(rail, wc->qp_num);
@@ -58,8 +68,8 @@ static void take(struct verbs_rail *rail, const struct ibv_wc *wc)
 		fail(rail, path, wc);
 	else if (is_recv)
 		take_signal(rail, path, wc);
-	else /* R7: pairs with A7 in put.c */
-		atomic_store_explicit(&path->n_done, (uint32_t)wc->wr_id, memory_order_release);
+	else
+		take_done(path, (uint32_t)wc->wr_id);
 }
 
 static int poll_rail(struct verbs_rail *rail)

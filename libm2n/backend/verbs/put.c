@@ -6,8 +6,9 @@
  * peer's signal: it vouches for all before it. What goes to one path is posted as one chain: one
  * doorbell for the put.
  *
- * Of the writes of one put on one path, the last is acknowledged to us, and one in every quarter
- * of the queue, so that a long list finds room again; flush() counts acknowledgements.
+ * Of the writes of one put on one path, the last is acknowledged to us, unless it was copied into
+ * the work request (inline); and one in every quarter of the queue, so that there is room again.
+ * flush() and arrived() count acknowledgements.
  */
 #include <endian.h>
 #include <errno.h>
@@ -111,9 +112,16 @@ static int begin(struct verbs_ep *e, struct m2n__put *put)
 static unsigned room_of(const struct verbs_path *path)
 {
 	/* A7: what was acknowledged, pairs with R7 in m2n__verbs_progress(). */
-	unsigned n_done = atomic_load_explicit(&path->n_done, memory_order_acquire);
+	uint64_t n_done = atomic_load_explicit(&path->n_done, memory_order_acquire);
 
-	return path->ep->depth - (path->n_posted - n_done);
+	return path->ep->depth - (unsigned)(path->n_posted - n_done);
+}
+
+/* Are bytes of the caller's still to be read by the device? */
+static int borrows(const struct verbs_path *path)
+{
+	return path->n_borrowed >
+	       atomic_load_explicit(&path->n_done, memory_order_acquire); /* A7 */
 }
 
 /* The next write of the list, at the end of its path's chain. `left`: writes with this one. */
@@ -139,8 +147,11 @@ static void append(struct verbs_ep *e, struct m2n__put *put, struct batch *batch
 	if (bytes <= e->ep.iface->max_inline)
 		wr->send_flags = IBV_SEND_INLINE;
 	path->n_posted++;
-	wr->wr_id = (uint64_t)path->uid << 32 | path->n_posted;
-	if (is_last || path->n_posted - path->n_marked >= e->depth / 4) {
+	wr->wr_id = (uint64_t)path->uid << 32 | (uint32_t)path->n_posted;
+	if (!(wr->send_flags & IBV_SEND_INLINE))
+		path->n_borrowed = path->n_posted;
+	if ((is_last && path->n_borrowed == path->n_posted) ||
+		path->n_posted - path->n_marked >= e->depth / 4) {
 		wr->send_flags |= IBV_SEND_SIGNALED;
 		path->n_marked = path->n_posted;
 	}
@@ -220,6 +231,38 @@ int m2n__verbs_put(struct m2n__ep *ep, struct m2n__put *put)
 	return rc == M2N_ERR_PEER_LOST ? m2n__verbs_check(ep) : rc;
 }
 
+/* Something without bytes that is acknowledged, behind what is not. */
+static int mark_end(struct verbs_ep *e, struct verbs_path *path)
+{
+	struct ibv_send_wr nothing = {.opcode = IBV_WR_RDMA_WRITE, .send_flags = IBV_SEND_SIGNALED};
+	struct ibv_send_wr *bad;
+	int rc;
+
+	if (path->n_marked == path->n_posted || !room_of(path))
+		return 0;
+	path->n_marked = ++path->n_posted;
+	nothing.wr_id = (uint64_t)path->uid << 32 | (uint32_t)path->n_posted;
+	rc = ibv_post_send(path->qp, &nothing, &bad);
+	if (rc)
+		m2n__verbs_break(e, "ibv_post_send: %s", strerrordesc_np(rc));
+	return rc ? M2N_ERR_PEER_LOST : 0;
+}
+
+int m2n__verbs_arrived(struct m2n__ep *ep)
+{
+	struct verbs_ep *e = (struct verbs_ep *)ep;
+	int rc = m2n__verbs_check(ep);
+
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&e->lock);
+	for (unsigned i = 0; i < e->n_paths && rc != M2N_ERR_PEER_LOST; i++)
+		if (room_of(&e->paths[i]) < e->depth)
+			rc = mark_end(e, &e->paths[i]) ? M2N_ERR_PEER_LOST : -EAGAIN;
+	pthread_mutex_unlock(&e->lock);
+	return rc == M2N_ERR_PEER_LOST ? m2n__verbs_check(ep) : rc;
+}
+
 int m2n__verbs_flush(struct m2n__ep *ep)
 {
 	struct verbs_ep *e = (struct verbs_ep *)ep;
@@ -229,7 +272,7 @@ int m2n__verbs_flush(struct m2n__ep *ep)
 		return rc;
 	pthread_mutex_lock(&e->lock);
 	for (unsigned i = 0; i < e->n_paths && !rc; i++)
-		if (room_of(&e->paths[i]) < e->depth)
+		if (borrows(&e->paths[i]))
 			rc = -EAGAIN;
 	pthread_mutex_unlock(&e->lock);
 	return rc;

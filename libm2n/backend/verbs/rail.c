@@ -170,7 +170,8 @@ static int start(struct verbs_rail *rail, const struct m2n__options *options)
 	cqes = (int)(rail->n_recvs + 8 * (unsigned)options->verbs_sq);
 	if (cqes > rail->limits.max_cqe)
 		cqes = rail->limits.max_cqe;
-	rail->cq = m2n__ibv.create_cq(rail->ctx, cqes, NULL, rail->channel, 0);
+	rail->cq = m2n__ibv.create_cq(rail->ctx, cqes, NULL, rail->channel,
+		(int)(rail->iface->blob.nonce % (unsigned)rail->ctx->num_comp_vectors));
 	if (!rail->cq)
 		return no_resource(rail, "completion queue", "; lower M2N_VERBS_RECVS");
 	return 0;

@@ -135,6 +135,7 @@ const struct m2n__backend_ops m2n__backend_verbs = {
 	.release_key = m2n__verbs_release,
 	.put = m2n__verbs_put,
 	.flush = m2n__verbs_flush,
+	.arrived = m2n__verbs_arrived,
 	.progress = m2n__verbs_progress,
 	.check = m2n__verbs_check,
 	.arm = m2n__verbs_arm,

@@ -127,12 +127,14 @@ struct verbs_path {
 	uint32_t uid; /* never 0, never used again soon: the upper half of wr_id */
 	uint32_t psn;
 	/* the send queue; under the ep's lock */
-	uint32_t n_posted, n_marked;      /* work requests; up to the last signalled one */
+	uint64_t n_posted, n_marked;      /* work requests; up to the last signalled one */
+	uint64_t n_borrowed;              /* up to the last one that reads the caller's bytes */
 	struct ibv_send_wr *first, *last; /* to be posted at the end of a batch */
-	atomic_uint n_done;               /* up to the last acknowledged one */
+	_Atomic uint64_t n_done;          /* up to the last acknowledged one */
 	/* librdmacm; under cm_lock */
 	struct rdma_cm_id *id;
 	int cm_state;
+	unsigned n_tries;
 };
 
 enum verbs_state {
@@ -184,6 +186,7 @@ struct verbs_iface {
 
 struct verbs_mr {
 	struct m2n__mr mr;
+	int is_read_only;
 	struct ibv_mr *rail[VERBS_MAX_RAILS];
 };
 
@@ -255,6 +258,7 @@ void m2n__verbs_release(struct m2n__rmem *rmem);
 /* put.c */
 int m2n__verbs_put(struct m2n__ep *ep, struct m2n__put *put);
 int m2n__verbs_flush(struct m2n__ep *ep);
+int m2n__verbs_arrived(struct m2n__ep *ep);
 
 /* progress.c */
 int m2n__verbs_progress(struct m2n__iface *iface);
