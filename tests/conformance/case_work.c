@@ -144,7 +144,8 @@ static void check_work(struct rank *rank)
 		jr.source >= 0 ? job_expert_rank(&work_job, peer_index)
 			       : job_source_rank(&work_job, peer_index),
 		&sent, NULL));
-	expect_equal(sent.n_puts, want);
+	if (strcmp(rank->backend, "ucx")) /* which has no gather lists */
+		expect_equal(sent.n_puts, want);
 	expect_equal(sent.staged_bytes, 0);
 	expect_equal(copied, 0);
 	rank_barrier(rank);
