@@ -298,9 +298,9 @@ void m2n__verbs_break(struct verbs_ep *e, const char *format, ...)
 	va_start(args, format);
 	vsnprintf(e->why, sizeof(e->why), format, args);
 	va_end(args);
-	atomic_fetch_add(&e->ep.iface->n_broken, 1);
 	/* R9: pairs with A9 in m2n__verbs_check(). */
 	atomic_store_explicit(&e->status, M2N_ERR_PEER_LOST, memory_order_release);
+	atomic_fetch_add(&e->ep.iface->n_broken, 1);
 	/* Nothing of it shall move any more: neither reads of our rows nor the peer's writes. */
 	for (unsigned i = 0; i < e->n_qps; i++)
 		if (e->paths[i].qp)
