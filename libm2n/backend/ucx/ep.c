@@ -5,6 +5,7 @@
  * broken until core takes it down; others do not notice.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,6 +24,7 @@ struct greeting {
 	uint32_t address_bytes;
 	uint32_t rkey_bytes;
 	uint64_t signal_base;
+	uint64_t token;
 	/* the worker's address, then the key */
 };
 
@@ -50,33 +52,58 @@ int m2n__ucx_check(struct m2n__ep *ep)
 					  m2n__ucx.ucs_status_string(status));
 }
 
+static void free_ep(struct m2n__ucx_ep *e)
+{
+	free(e->notes);
+	free(e);
+}
+
 int m2n__ucx_connect(struct m2n__iface *iface, const void *blob, size_t bytes, struct m2n__ep **ep)
 {
+	struct m2n__ucx_iface *u = m2n__ucx_iface(iface);
+	struct m2n__iface *before;
 	struct m2n__ucx_ep *e;
 	int rc;
 
 	if (!iface->ops->reaches(iface, blob, bytes))
 		return m2n__error(M2N_ERR_PROTOCOL, "ucx: the peer's address is damaged");
-	rc = m2n__ucx_start(m2n__ucx_iface(iface));
+	rc = m2n__ucx_start(u);
 	if (rc)
 		return rc;
 	e = calloc(1, sizeof(*e));
-	if (!e)
+	if (e)
+		e->notes = calloc(M2N__UCX_NOTES, sizeof(*e->notes));
+	if (!e || !e->notes) {
+		free(e);
 		return m2n__error(-ENOMEM, "ucx: no memory for a connection");
+	}
 	e->ep.iface = iface;
 	atomic_init(&e->status, UCS_OK);
-	*ep = &e->ep;
-	return 0;
+	for (size_t i = 0; i < M2N__UCX_NOTES; i++) {
+		e->notes[i].ep = e;
+		e->notes[i].next = e->free_notes;
+		e->free_notes = &e->notes[i];
+	}
+	before = m2n__ucx_lock(u);
+	rc = m2n__ucx_table_add(&u->tokens, e, &e->token);
+	m2n__ucx_unlock(u, before);
+	if (rc)
+		free_ep(e);
+	else
+		*ep = &e->ep;
+	return rc;
 }
 
 static int pack_greeting(
-	struct m2n__ucx_iface *u, const ucp_worker_attr_t *attr, uint8_t *out, size_t *bytes)
+	const struct m2n__ucx_ep *e, const ucp_worker_attr_t *attr, uint8_t *out, size_t *bytes)
 {
+	struct m2n__ucx_iface *u = m2n__ucx_iface(e->ep.iface);
 	struct m2n__ucx_mr *mr = (struct m2n__ucx_mr *)u->signal_mr;
 	struct greeting g = {.version = m2n__ucx.version,
 		.n_signals = u->iface.params.n_signals,
 		.address_bytes = (uint32_t)attr->address_length,
-		.signal_base = mr->base};
+		.signal_base = mr->base,
+		.token = e->token};
 	ucs_status_t status;
 	size_t rkey_bytes, all;
 	void *rkey;
@@ -121,14 +148,59 @@ int m2n__ucx_greeting(struct m2n__ep *ep, void *greeting, size_t *bytes)
 	if (status) {
 		rc = m2n__ucx_error(status, "asking for the worker's address");
 	} else {
-		rc = pack_greeting(u, &attr, greeting, bytes);
+		rc = pack_greeting(m2n__ucx_ep(ep), &attr, greeting, bytes);
 		m2n__ucx.ucp_worker_release_address(u->worker, attr.address);
 	}
 	m2n__ucx_unlock(u, before);
 	return rc;
 }
 
-/* Endpoint, key of the table, and a flush that ends when the peer is there. */
+/* Does an endpoint have a transport whose puts need nobody at the other end? */
+static int has_rdma(ucp_ep_h ucp_ep)
+{
+	static const char *const transports[] = {":rc_", ":dc_", ":ugni_rdma"};
+	char *text = NULL;
+	size_t bytes;
+	FILE *stream = open_memstream(&text, &bytes);
+	int found = 0;
+
+	if (!stream)
+		return 0;
+	m2n__ucx.ucp_ep_print_info(ucp_ep, stream);
+	fclose(stream);
+	/* "lane[1]: 3:rc_mlx5/mlx5_0:1.0 md[2] ..."; "put[1]: 0..<short>.." of lanes for puts */
+	for (char *put = text; !found && put && (put = strstr(put, " put[")); put++) {
+		char *lane = strstr(text, "lane[");
+
+		while (lane && strtol(lane + 5, NULL, 10) != strtol(put + 5, NULL, 10))
+			lane = strstr(lane + 5, "lane[");
+		for (size_t i = 0; lane && i < sizeof(transports) / sizeof(transports[0]); i++) {
+			char *name = strstr(lane, transports[i]);
+
+			found |= name && name < strchrnul(lane, '\n');
+		}
+	}
+	free(text);
+	return found;
+}
+
+/* Whether the peer's memory is reached by puts, and the key of its signal table if so. */
+static int choose_way(struct m2n__ucx_ep *e, const uint8_t *rkey)
+{
+	const struct m2n__iface_params *params = &e->ep.iface->params;
+	ucs_status_t status;
+	void *table;
+
+	status = m2n__ucx.ucp_ep_rkey_unpack(e->ucp_ep, rkey, &e->signal_rkey);
+	if (status)
+		return m2n__ucx_error(status, "reading the key of the peer's signal table");
+	e->is_direct = m2n__ucx.ucp_rkey_ptr(e->signal_rkey, e->signal_base, &table) == UCS_OK ||
+		       has_rdma(e->ucp_ep);
+	params->log(params->log_arg, M2N_LOG_DEBUG,
+		e->is_direct ? "ucx: a peer is reached by puts" : "ucx: a peer takes messages");
+	return 0;
+}
+
 static int open_ep(struct m2n__ucx_ep *e, const struct greeting *g, const uint8_t *parts)
 {
 	struct m2n__ucx_iface *u = m2n__ucx_iface(e->ep.iface);
@@ -143,10 +215,7 @@ static int open_ep(struct m2n__ucx_ep *e, const struct greeting *g, const uint8_
 
 	if (status)
 		return m2n__ucx_error(status, "connecting to the peer");
-	status = m2n__ucx.ucp_ep_rkey_unpack(e->ucp_ep, parts + g->address_bytes, &e->signal_rkey);
-	if (status)
-		return m2n__ucx_error(status, "reading the key of the peer's signal table");
-	return 0;
+	return choose_way(e, parts + g->address_bytes);
 }
 
 int m2n__ucx_meet(struct m2n__ep *ep, const void *greeting, size_t bytes)
@@ -168,6 +237,7 @@ int m2n__ucx_meet(struct m2n__ep *ep, const void *greeting, size_t bytes)
 		return m2n__error(M2N_ERR_PROTOCOL, "ucx: a second greeting");
 	e->n_signals = g.n_signals;
 	e->signal_base = g.signal_base;
+	e->peer_token = g.token;
 	before = m2n__ucx_lock(u);
 	rc = open_ep(e, &g, (const uint8_t *)greeting + sizeof(g));
 	m2n__ucx_unlock(u, before);
@@ -205,6 +275,7 @@ static int close_ep(struct m2n__ucx_iface *u, struct m2n__ucx_ep *e)
 	int64_t deadline = m2n__deadline_ns(CLOSE_PATIENCE_NS);
 	ucs_status_ptr_t request;
 
+	m2n__ucx_table_remove(&u->tokens, e->token);
 	m2n__ucx_orphan(e);
 	if (!e->ucp_ep)
 		return 1;
@@ -231,5 +302,5 @@ void m2n__ucx_disconnect(struct m2n__ep *ep)
 
 	m2n__ucx_unlock(u, before);
 	if (is_closed)
-		free(e); /* else a callback may come yet: a leak is the lesser evil */
+		free_ep(e); /* else a callback may come yet: a leak is the lesser evil */
 }

@@ -15,45 +15,15 @@
 #include "backend/registry.h"
 #include "backend/ucx/ucx.h"
 #include "util/error.h"
-#include "util/fnv.h"
 #include "util/options.h"
 
 #define HOST_ID_BYTES 64
-#define MAGIC UINT32_C(0x3155326d) /* "m2U1" as little-endian bytes */
-#define PROGRESS_TURNS 16          /* of one call, while there is something to do */
+#define PROGRESS_TURNS 16 /* of one call, while there is something to do */
 
 struct ucx_blob {
 	struct m2n__ucx_seal seal;
 	char host_id[HOST_ID_BYTES];
 };
-
-void m2n__ucx_sign(void *blob, size_t bytes)
-{
-	struct m2n__ucx_seal seal = {0, MAGIC};
-	uint8_t *at = blob;
-
-	memcpy(at, &seal, sizeof(seal));
-	seal.digest = m2n__fnv_bytes(
-		M2N__FNV_START, at + sizeof(seal.digest), bytes - sizeof(seal.digest));
-	memcpy(at, &seal, sizeof(seal));
-}
-
-int m2n__ucx_verify(const void *blob, size_t bytes, size_t least, const char *what)
-{
-	struct m2n__ucx_seal seal;
-	const uint8_t *at = blob;
-
-	if (bytes < least)
-		return m2n__error(M2N_ERR_PROTOCOL, "ucx: %s of %zu bytes, expected %zu or more",
-			what, bytes, least);
-	memcpy(&seal, at, sizeof(seal));
-	if (seal.magic != MAGIC ||
-		seal.digest != m2n__fnv_bytes(M2N__FNV_START, at + sizeof(seal.digest),
-				       bytes - sizeof(seal.digest)))
-		return m2n__error(
-			M2N_ERR_PROTOCOL, "ucx: %s is damaged, or of another version", what);
-	return 0;
-}
 
 struct m2n__iface *m2n__ucx_lock(struct m2n__ucx_iface *u)
 {
@@ -79,8 +49,8 @@ static int ucx_open(const struct m2n__iface_params *params, struct m2n__iface **
 	if (!u)
 		return m2n__error(-ENOMEM, "ucx: no memory for the iface");
 	u->iface.params = *params;
-	u->iface.max_iov = 1 << 16;
-	u->iface.max_bytes = SIZE_MAX;
+	u->iface.max_iov = M2N__UCX_PIECES;
+	u->iface.max_bytes = M2N__UCX_MESSAGE_BYTES;
 	u->iface.max_inline = SIZE_MAX;
 	pthread_mutex_init(&u->lock, NULL);
 	*iface = &u->iface;
@@ -95,14 +65,14 @@ static int create_worker(struct m2n__ucx_iface *u)
 	};
 	ucs_status_t status = m2n__ucx.ucp_worker_create(u->context, &params, &u->worker);
 
-	return status ? m2n__ucx_error(status, "making a worker") : 0;
+	return status ? m2n__ucx_error(status, "making a worker") : m2n__ucx_listen(u);
 }
 
 static int create_context(struct m2n__ucx_iface *u)
 {
 	ucp_params_t params = {
 		.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME,
-		.features = UCP_FEATURE_RMA,
+		.features = UCP_FEATURE_RMA | UCP_FEATURE_AM,
 		.name = "libm2n",
 	};
 	ucp_context_attr_t attr = {.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES};
@@ -124,15 +94,17 @@ static int create_context(struct m2n__ucx_iface *u)
 	return 0;
 }
 
-static int make_bounces(struct m2n__ucx_iface *u)
+/* The table that peers raise signals in is the first memory that tells what UCX can reach. */
+static int share_signals(struct m2n__ucx_iface *u)
 {
-	u->bounces = calloc(M2N__UCX_N_BOUNCES, sizeof(*u->bounces));
-	if (!u->bounces)
-		return m2n__error(-ENOMEM, "ucx: no memory for small puts");
-	for (size_t i = 0; i < M2N__UCX_N_BOUNCES; i++) {
-		u->bounces[i].next = u->free_bounces;
-		u->free_bounces = &u->bounces[i];
-	}
+	int rc = m2n__ucx_reg(&u->iface, u->iface.params.signal_mem, &u->signal_mr);
+	struct m2n__iface *before;
+
+	if (rc || strcmp(u->iface.params.options->backend, "ucx") != 0)
+		return rc;
+	before = m2n__ucx_lock(u);
+	u->is_native = m2n__ucx_make_native(u, (struct m2n__ucx_mr *)u->signal_mr) == 0;
+	m2n__ucx_unlock(u, before);
 	return 0;
 }
 
@@ -144,16 +116,12 @@ int m2n__ucx_start(struct m2n__ucx_iface *u)
 	if (rc || u->signal_mr)
 		return rc;
 	before = m2n__ucx_lock(u);
-	if (!u->bounces)
-		rc = make_bounces(u);
-	if (!rc && !u->context)
+	if (!u->context)
 		rc = create_context(u);
 	if (!rc && !u->worker)
 		rc = create_worker(u);
 	m2n__ucx_unlock(u, before);
-	if (!rc)
-		rc = m2n__ucx_reg(&u->iface, u->iface.params.signal_mem, &u->signal_mr);
-	return rc;
+	return rc ? rc : share_signals(u);
 }
 
 static void ucx_close(struct m2n__iface *iface)
@@ -170,7 +138,8 @@ static void ucx_close(struct m2n__iface *iface)
 		m2n__ucx.ucp_cleanup(u->context);
 	m2n__ucx_unlock(u, before);
 	pthread_mutex_destroy(&u->lock);
-	free(u->bounces);
+	free(u->regions.entries);
+	free(u->tokens.entries);
 	free(u);
 }
 
@@ -195,7 +164,7 @@ static int ucx_reaches(struct m2n__iface *iface, const void *blob, size_t bytes)
 	       m2n__ucx_verify(blob, bytes, sizeof(struct ucx_blob), "address") == 0;
 }
 
-int m2n__ucx_progress(struct m2n__iface *iface)
+static int ucx_progress(struct m2n__iface *iface)
 {
 	struct m2n__ucx_iface *u = m2n__ucx_iface(iface);
 	struct m2n__iface *before;
@@ -238,6 +207,6 @@ const struct m2n__backend_ops m2n__backend_ucx = {
 	.put = m2n__ucx_put,
 	.flush = m2n__ucx_flush,
 	.arrived = m2n__ucx_arrived,
-	.progress = m2n__ucx_progress,
+	.progress = ucx_progress,
 	.check = m2n__ucx_check,
 };

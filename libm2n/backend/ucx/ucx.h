@@ -3,6 +3,15 @@
  * What the files of the UCX backend share. One UCX context and one worker for each iface, made by
  * its first connection; one UCX endpoint for each connection. UCX is told that calls come one at
  * a time, and `lock` sees to it. Callbacks run inside progress, put and close, under the lock.
+ *
+ * Data moves in one of two ways, which the sender settles for a connection when it is met:
+ *
+ *   direct    UCX reaches the peer's memory: ucp_put_nbx() of each piece, a fence, and a put of
+ *             the signal word's new value.
+ *   messages  it does not (TCP; memory that UCX did not allocate, through posix and sysv). Then
+ *             UCX would emulate puts, without a check of the address, and its emulation ends the
+ *             process when a put comes from a peer whose endpoint has failed. So we send active
+ *             messages ourselves: the receiver checks each, copies it and raises the signal.
  */
 #ifndef M2N_BACKEND_UCX_UCX_H
 #define M2N_BACKEND_UCX_UCX_H
@@ -11,16 +20,28 @@
 #include <stdatomic.h>
 
 #include "backend/ucx/lib.h"
+#include "backend/ucx/table.h"
 
-#define M2N__UCX_MAX_IN_FLIGHT 256 /* requests of one connection that are not complete */
-#define M2N__UCX_N_BOUNCES 128
-#define M2N__UCX_BOUNCE_BYTES 8192
+#define M2N__UCX_NOTES 64           /* requests of one connection that are not complete */
+#define M2N__UCX_PIECES 16          /* of one message */
+#define M2N__UCX_MESSAGE_BYTES 8064 /* fits with its heads into a segment of tcp, posix, sysv */
 
-/* Bytes of ours on their way: a signal's value, or small pieces made one. */
-struct m2n__ucx_bounce {
-	struct m2n__ucx_bounce *next; /* while it is free */
-	struct m2n__ucx_ep *ep;       /* while it is on its way */
-	uint64_t bytes[M2N__UCX_BOUNCE_BYTES / sizeof(uint64_t)];
+/* In front of a message. */
+struct m2n__ucx_head {
+	uint64_t token;  /* of the connection, from the receiver's greeting */
+	uint64_t region; /* of the memory, from its key */
+	uint64_t offset; /* in it */
+	uint32_t bytes;
+	uint32_t signal;
+};
+
+/* What UCX reads while a request is under way, besides the caller's bytes. */
+struct m2n__ucx_note {
+	struct m2n__ucx_note *next; /* while it is free */
+	struct m2n__ucx_ep *ep;
+	uint64_t raised;
+	struct m2n__ucx_head head;
+	ucp_dt_iov_t iov[M2N__UCX_PIECES];
 };
 
 struct m2n__ucx_iface {
@@ -29,22 +50,26 @@ struct m2n__ucx_iface {
 	ucp_context_h context; /* NULL until the first connection */
 	ucp_worker_h worker;
 	int has_cuda;
+	int is_native; /* memory that peers write to is made UCX's own, so that they reach it */
 	struct m2n__mr *signal_mr;
-	struct m2n__ucx_bounce *bounces; /* [M2N__UCX_N_BOUNCES] */
-	struct m2n__ucx_bounce *free_bounces;
+	struct m2n__ucx_table regions; /* struct m2n__ucx_mr */
+	struct m2n__ucx_table tokens;  /* struct m2n__ucx_ep */
 };
 
 struct m2n__ucx_ep {
 	struct m2n__ep ep;
 	ucp_ep_h ucp_ep; /* NULL before meet() */
-	ucp_rkey_h signal_rkey;
-	uint64_t signal_base; /* of the peer's table */
+	uint64_t token;  /* that the peer's messages carry */
+	int is_direct;
+	ucp_rkey_h signal_rkey; /* direct */
+	uint64_t signal_base;   /* direct: of the peer's table */
+	uint64_t peer_token;    /* messages */
 	uint32_t n_signals;
-	uint32_t n_in_flight;        /* puts that are not complete here */
-	int is_flushing, is_closing; /* such a request is under way */
-	uint64_t n_posted;           /* puts so far */
-	uint64_t n_flush;            /* of them, those that the flush under way waits for */
-	uint64_t n_arrived;          /* of them, those that a flush found to be at the peer */
+	uint32_t n_in_flight;                  /* requests that are not complete here */
+	int is_flushing, is_closing;           /* such a request is under way */
+	uint64_t n_posted, n_flush, n_arrived; /* direct puts: all, asked for, known to be there */
+	struct m2n__ucx_note *notes;           /* [M2N__UCX_NOTES] */
+	struct m2n__ucx_note *free_notes;
 	struct m2n__ucx_rmem *rmems; /* keys of this connection */
 	atomic_int status;           /* ucs_status_t of the first failure; UCS_OK: none */
 };
@@ -52,22 +77,26 @@ struct m2n__ucx_ep {
 struct m2n__ucx_mr {
 	struct m2n__mr mr;
 	ucp_mem_h memh;
-	uintptr_t base; /* what UCX knows the memory by */
+	uintptr_t base;  /* what UCX knows the memory by */
+	uint64_t region; /* what messages name it by */
+	int is_native;
 };
 
 struct m2n__ucx_rmem {
 	struct m2n__rmem rmem;
 	struct m2n__ucx_rmem *next; /* of the connection */
-	ucp_rkey_h rkey;
-	uint64_t base;
+	ucp_rkey_h rkey;            /* direct */
+	uint64_t base;              /* direct: address; messages: offset in the region */
+	uint64_t region;
 };
 
-/* What connect() and meet() take from a peer starts with this. */
+/* Everything that a peer gave starts with this. */
 struct m2n__ucx_seal {
 	uint32_t digest; /* FNV-1a of all that follows */
 	uint32_t magic;
 };
 
+/* seal.c */
 void m2n__ucx_sign(void *blob, size_t bytes);
 /* 0, or M2N_ERR_PROTOCOL: bits were lost, and UCX's parsers trust what they are given. */
 int m2n__ucx_verify(const void *blob, size_t bytes, size_t least, const char *what);
@@ -87,7 +116,6 @@ struct m2n__iface *m2n__ucx_lock(struct m2n__ucx_iface *u);
 void m2n__ucx_unlock(struct m2n__ucx_iface *u, struct m2n__iface *before);
 /* Makes context and worker, once. */
 int m2n__ucx_start(struct m2n__ucx_iface *u);
-int m2n__ucx_progress(struct m2n__iface *iface);
 
 /* ep.c */
 int m2n__ucx_connect(struct m2n__iface *iface, const void *blob, size_t bytes, struct m2n__ep **ep);
@@ -108,9 +136,18 @@ void m2n__ucx_release(struct m2n__rmem *rmem);
 /* The connection ends before its keys are released. Under the lock. */
 void m2n__ucx_orphan(struct m2n__ucx_ep *e);
 
+/* native.c. Puts memory of UCX's own in place of a registration's, if UCX can reach that better. */
+int m2n__ucx_make_native(struct m2n__ucx_iface *u, struct m2n__ucx_mr *m);
+
 /* put.c */
 int m2n__ucx_put(struct m2n__ep *ep, struct m2n__put *put);
 int m2n__ucx_flush(struct m2n__ep *ep);
 int m2n__ucx_arrived(struct m2n__ep *ep);
+/* A request is complete: its note is free again. A callback of UCX. */
+void m2n__ucx_done(void *request, ucs_status_t status, void *note);
+
+/* message.c. Goes on with a list where the last call ended; -EAGAIN: no room. Under the lock. */
+int m2n__ucx_send(struct m2n__ucx_ep *e, struct m2n__put *put);
+int m2n__ucx_listen(struct m2n__ucx_iface *u);
 
 #endif
