@@ -189,6 +189,7 @@ static void check_dev_shm(struct rank *rank)
 	struct statvfs room;
 	struct job job = one_job;
 	struct job_rank jr;
+	int status;
 
 	if (full_dev_shm_here())
 		rank_skip("needs the right to mount");
@@ -196,8 +197,13 @@ static void check_dev_shm(struct rank *rank)
 	expect_equal(room.f_bavail, 0);
 	job.classic = rank->n_ranks == 1;
 	expect_ok(rank_open(rank));
-	expect_ok(job_open(&jr, rank, &job));
-	job_rounds(&jr);
+	status = job_open(&jr, rank, &job);
+	if (status == -ENOMEM && !strcmp(rank->backend, "ucx"))
+		expect_text("/dev/shm"); /* where UCX's posix has its queues */
+	else
+		expect_ok(status);
+	if (status == 0)
+		job_rounds(&jr);
 	rank_barrier(rank);
 	job_close(&jr);
 	rank_close(rank);

@@ -212,10 +212,12 @@ static int open_ep(struct m2n__ucx_ep *e, const struct greeting *g, const uint8_
 		.err_handler = {fail_ep, e},
 	};
 	ucs_status_t status = m2n__ucx.ucp_ep_create(u->worker, &params, &e->ucp_ep);
+	int rc;
 
 	if (status)
 		return m2n__ucx_error(status, "connecting to the peer");
-	return choose_way(e, parts + g->address_bytes);
+	rc = choose_way(e, parts + g->address_bytes);
+	return rc ? rc : m2n__ucx_hello(e);
 }
 
 int m2n__ucx_meet(struct m2n__ep *ep, const void *greeting, size_t bytes)
@@ -249,10 +251,20 @@ int m2n__ucx_meet(struct m2n__ep *ep, const void *greeting, size_t bytes)
 	return rc;
 }
 
-/* Puts may be posted at once: UCX keeps them until its own wire-up with the peer is through. */
+/*
+ * UCX's own wire-up needs the progress of both sides. It is through when a hello came each way, and
+ * then what either side sends no longer waits for the other to look.
+ */
 int m2n__ucx_ready(struct m2n__ep *ep)
 {
-	return m2n__ucx_ep(ep)->ucp_ep ? m2n__ucx_check(ep) : -EAGAIN;
+	struct m2n__ucx_ep *e = m2n__ucx_ep(ep);
+	int rc;
+
+	if (!e->ucp_ep)
+		return -EAGAIN;
+	ep->iface->ops->progress(ep->iface);
+	rc = m2n__ucx_check(ep);
+	return rc ? rc : e->is_greeted && !e->n_in_flight ? 0 : -EAGAIN;
 }
 
 static void closed(void *request, ucs_status_t status, void *arg)

@@ -6,9 +6,11 @@
  * memory raises no event of UCX.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <m2n/status.h>
 
@@ -18,6 +20,7 @@
 #include "util/options.h"
 
 #define HOST_ID_BYTES 64
+#define NEEDED_DESCRIPTORS 48
 #define PROGRESS_TURNS 16 /* of one call, while there is something to do */
 
 struct ucx_blob {
@@ -57,6 +60,28 @@ static int ucx_open(const struct m2n__iface_params *params, struct m2n__iface **
 	return 0;
 }
 
+/* UCX ends the process when it runs out of descriptors while it starts. */
+static int find_descriptors(void)
+{
+	int fds[NEEDED_DESCRIPTORS], n = 0, error = 0;
+
+	while (n < NEEDED_DESCRIPTORS && !error) {
+		fds[n] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+		if (fds[n] < 0)
+			error = errno;
+		else
+			n++;
+	}
+	while (n > 0)
+		close(fds[--n]);
+	return error ? m2n__error(-error,
+			       "ucx: starting UCX takes up to %d file descriptors: %s; raise "
+			       "ulimit "
+			       "-n",
+			       NEEDED_DESCRIPTORS, strerrordesc_np(error))
+		     : 0;
+}
+
 static int create_worker(struct m2n__ucx_iface *u)
 {
 	ucp_worker_params_t params = {
@@ -65,7 +90,8 @@ static int create_worker(struct m2n__ucx_iface *u)
 	};
 	ucs_status_t status = m2n__ucx.ucp_worker_create(u->context, &params, &u->worker);
 
-	return status ? m2n__ucx_error(status, "making a worker") : m2n__ucx_listen(u);
+	return status ? m2n__ucx_error(status, "making a worker (is there room in /dev/shm?)")
+		      : m2n__ucx_listen(u);
 }
 
 static int create_context(struct m2n__ucx_iface *u)
@@ -116,7 +142,9 @@ int m2n__ucx_start(struct m2n__ucx_iface *u)
 	if (rc || u->signal_mr)
 		return rc;
 	before = m2n__ucx_lock(u);
-	if (!u->context)
+	if (!u->worker)
+		rc = find_descriptors();
+	if (!rc && !u->context)
 		rc = create_context(u);
 	if (!rc && !u->worker)
 		rc = create_worker(u);

@@ -14,6 +14,7 @@
 #include "util/error.h"
 
 #define MESSAGE_ID 1
+#define HELLO_ID 2
 
 static ucs_status_t take_message(void *arg, const void *header, size_t header_bytes, void *data,
 	size_t bytes, const ucp_am_recv_param_t *param)
@@ -37,6 +38,23 @@ static ucs_status_t take_message(void *arg, const void *header, size_t header_by
 	return UCS_OK;
 }
 
+static ucs_status_t take_hello(void *arg, const void *header, size_t header_bytes, void *data,
+	size_t bytes, const ucp_am_recv_param_t *param)
+{
+	struct m2n__ucx_iface *u = arg;
+	struct m2n__ucx_head head;
+	struct m2n__ucx_ep *e;
+
+	(void)data, (void)bytes, (void)param;
+	if (header_bytes != sizeof(head))
+		return UCS_OK;
+	memcpy(&head, header, sizeof(head));
+	e = m2n__ucx_table_find(&u->tokens, head.token);
+	if (e)
+		e->is_greeted = 1;
+	return UCS_OK;
+}
+
 int m2n__ucx_listen(struct m2n__ucx_iface *u)
 {
 	ucp_am_handler_param_t param = {
@@ -49,6 +67,11 @@ int m2n__ucx_listen(struct m2n__ucx_iface *u)
 	};
 	ucs_status_t status = m2n__ucx.ucp_worker_set_am_recv_handler(u->worker, &param);
 
+	if (status == UCS_OK) {
+		param.id = HELLO_ID;
+		param.cb = take_hello;
+		status = m2n__ucx.ucp_worker_set_am_recv_handler(u->worker, &param);
+	}
 	return status ? m2n__ucx_error(status, "setting a handler of messages") : 0;
 }
 
@@ -78,7 +101,7 @@ static size_t fill(struct m2n__ucx_note *note, struct m2n__put *put)
 	return n;
 }
 
-static int send_note(struct m2n__ucx_ep *e, struct m2n__ucx_note *note, size_t n)
+static int send_note(struct m2n__ucx_ep *e, unsigned id, struct m2n__ucx_note *note, size_t n)
 {
 	ucp_request_param_t param = {
 		.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
@@ -98,7 +121,7 @@ static int send_note(struct m2n__ucx_ep *e, struct m2n__ucx_note *note, size_t n
 		count = n;
 	}
 	request = m2n__ucx.ucp_am_send_nbx(
-		e->ucp_ep, MESSAGE_ID, &note->head, sizeof(note->head), data, count, &param);
+		e->ucp_ep, id, &note->head, sizeof(note->head), data, count, &param);
 	if (request == NULL)
 		return 0;
 	if (!UCS_PTR_IS_ERR(request)) {
@@ -108,6 +131,14 @@ static int send_note(struct m2n__ucx_ep *e, struct m2n__ucx_note *note, size_t n
 	}
 	m2n__ucx_break(e, UCS_PTR_STATUS(request));
 	return m2n__ucx_check(&e->ep);
+}
+
+int m2n__ucx_hello(struct m2n__ucx_ep *e)
+{
+	struct m2n__ucx_note *note = e->free_notes;
+
+	note->head = (struct m2n__ucx_head){.token = e->peer_token};
+	return send_note(e, HELLO_ID, note, 0);
 }
 
 int m2n__ucx_send(struct m2n__ucx_ep *e, struct m2n__put *put)
@@ -128,7 +159,7 @@ int m2n__ucx_send(struct m2n__ucx_ep *e, struct m2n__put *put)
 			.signal = put->signal,
 		};
 		n = fill(note, put);
-		rc = send_note(e, note, n);
+		rc = send_note(e, MESSAGE_ID, note, n);
 		if (rc)
 			return rc;
 		put->next_offset += note->head.bytes;

@@ -61,6 +61,7 @@ struct m2n__ucx_ep {
 	ucp_ep_h ucp_ep; /* NULL before meet() */
 	uint64_t token;  /* that the peer's messages carry */
 	int is_direct;
+	int is_greeted;         /* the peer's hello came */
 	ucp_rkey_h signal_rkey; /* direct */
 	uint64_t signal_base;   /* direct: of the peer's table */
 	uint64_t peer_token;    /* messages */
@@ -149,5 +150,7 @@ void m2n__ucx_done(void *request, ucs_status_t status, void *note);
 /* message.c. Goes on with a list where the last call ended; -EAGAIN: no room. Under the lock. */
 int m2n__ucx_send(struct m2n__ucx_ep *e, struct m2n__put *put);
 int m2n__ucx_listen(struct m2n__ucx_iface *u);
+/* What the peer must have before it is ready. Under the lock. */
+int m2n__ucx_hello(struct m2n__ucx_ep *e);
 
 #endif
