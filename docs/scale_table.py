@@ -10,19 +10,38 @@ tests/scale/ compares every formula here with the library: with m2n_channel_quer
 shapes, and with what forked ranks really hold at small ones.
 """
 import os
+import re
 import sys
 from dataclasses import dataclass
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'scale.md')
+OPTIONS = os.path.join(os.path.dirname(PAGE), '..', 'libm2n', 'util', 'option_list.h')
 HEAD = 64
-# Bytes from malloc: of a joined process (context 3,776, group with its record 8,752), of a
+# Bytes from malloc: of a joined process (context 6,600, group with its record 8,752), of a
 # channel's exchanges, of each connected peer: 6,144 to read frames into, the longest frame sent
 # and a half, peer and connection, and of each link the two ends and their counts.
-JOIN_HEAP, LINKS_HEAP, PEER_HEAP = 13600, 4600, 8100
+JOIN_HEAP, LINKS_HEAP, PEER_HEAP = 16700, 4600, 8100
 # A joined process's pages: its doorbell.
 JOIN_PAGES = 4096
+# Bytes that caller and listener send on a control connection for two exchanges, by backend.
+TOLD = {'shm': (910, 830), 'verbs': (3300, 3200)}
 # Pages of the signal table, from the first messaging peer on: option SIGNALS, 8 bytes each.
 SIGNAL_PAGES = 65536 * 8
+
+
+# Gather entries of a write: what the backend asks for at most, and what ConnectX devices have.
+MAX_SGE, MLX5_SGE = 32, 30
+
+
+def option(name):
+    """The default of a number among the library's options."""
+    with open(OPTIONS, encoding='ascii') as text:
+        return int(re.search(rf'X\({name},[^"]*"(\d+)"', text.read()).group(1))
+
+
+def power(n):
+    """n rounded up to a power of two."""
+    return 1 << (n - 1).bit_length()
 
 
 def up(n, unit):
@@ -210,6 +229,66 @@ class Shape:
         return words
 
 
+    def spare_bytes(self, role):
+        """Of regions: address space for slots in quarantine, which a network pins with the rest."""
+        if role == 'expert' and self.exact:
+            rows = self.region_rows()
+            return self.depth * (up(rows * self.scale, 64) + rows * self.row)
+        if role == 'source' and not self.sinks:
+            return self.depth * up(self.reply_rows() * (self.out or self.row), 64)
+        return 0
+
+    def pinned_bytes(self, role, rails=1):
+        """Memory regions of the channel on verbs, without the caller's and made rows."""
+        parts = self.pages(role) + self.spare_bytes(role) + self.staging_bytes(role)
+        return rails * up(parts, 4096)
+
+
+@dataclass
+class Verbs:
+    """Options of backend verbs, as the defaults are."""
+    qps: int = option('VERBS_QPS')
+    rails: int = 1
+    paired: bool = False # VERBS_REPLY_TC or VERBS_REPLY_SL is given
+    sq: int = option('VERBS_SQ')
+    recvs: int = option('VERBS_RECVS')
+    max_cqe: int = 32767 # of the device: Soft-RoCE
+
+    def n_qps(self, peers):
+        """Queue pairs of a rank with so many peers on the network."""
+        return peers * self.rails * self.qps * (1 + self.paired)
+
+    def n_cqes(self, peers):
+        """Completions that each rail must have room for."""
+        return self.recvs + self.n_qps(peers) // self.rails * self.sq
+
+    def cq_room(self, peers):
+        """Entries that its completion queue has: grown by doubling, one connection at a time."""
+        room = power(min(self.recvs + 8 * self.sq, self.max_cqe) + 1) - 1
+        for n in range(1, peers + 1):
+            if self.n_cqes(n) > room:
+                room = power(min(2 * self.n_cqes(n), self.max_cqe) + 1) - 1
+        return room
+
+    def rxe_bytes(self, peers):
+        """What Soft-RoCE maps of queues, with a header of 384 bytes each: the measured one."""
+        send = up(384 + power(self.sq + 1) * power(16 * MAX_SGE + 200), 4096)
+        recv = up(384 + power(self.recvs + 1) * 64, 4096)
+        done = up(384 + (self.cq_room(peers) + 1) * 128, 4096)
+        return self.n_qps(peers) * send + self.rails * (recv + done)
+
+    def mlx5_qp_bytes(self):
+        """A send queue of ConnectX: work requests in units of 64, and three tables beside it."""
+        request = up(192 + 16 * MLX5_SGE, 64)
+        queue = power(self.sq * request)
+        return queue + queue // 64 * 16
+
+    def mlx5_bytes(self, peers):
+        """Of a rank: send queues, receives of 32 bytes, completions of 64."""
+        shared = power(self.recvs + 1) * 32 + power(self.n_cqes(peers) + 1) * 64
+        return self.n_qps(peers) * self.mlx5_qp_bytes() + self.rails * shared
+
+
 JOBS = ((2, 6), (8, 56), (128, 384), (256, 768), (2500, 7500), (40000, 60000))
 
 
@@ -259,6 +338,21 @@ def link_table():
            f'{2 * ranks + copies * m * n:,} | {2 + n} |')
 
 
+def network_table():
+    """Queue pairs and their memory, and what the ranks tell each other until links are up."""
+    yield ('| ranks | M x N | QPs, source | QPs, expert | QPs, job | queues, source | '
+           'queues, expert | completions, source | control bytes, source | control bytes, job |')
+    yield '|---|---|---|---|---|---|---|---|---|---|'
+    verbs, told = Verbs(), TOLD['verbs']
+    rows = [(f'{m + n:,}', f'{m:,} x {n:,}', m, n, 1) for m, n in JOBS]
+    rows.append(('100,032', '1,563 channels of 8 x 56', 8, 56, 1563))
+    for ranks, shape, m, n, copies in rows:
+        yield (f'| {ranks} | {shape} | {verbs.n_qps(n):,} | {verbs.n_qps(m):,} | '
+               f'{copies * m * 2 * verbs.n_qps(n):,} | {size(verbs.mlx5_bytes(n))} | '
+               f'{size(verbs.mlx5_bytes(m))} | {verbs.n_cqes(n):,} | {size(n * sum(told))} | '
+               f'{size(copies * m * n * sum(told))} |')
+
+
 def put_in(text, name, lines):
     """The page with the block between the markers of `name` replaced."""
     start, end = f'<!-- {name} -->\n', f'<!-- end {name} -->'
@@ -268,7 +362,8 @@ def put_in(text, name, lines):
 
 def main():
     """As the module says."""
-    tables = {'memory': list(memory_table()), 'links': list(link_table())}
+    tables = {'memory': list(memory_table()), 'links': list(link_table()),
+              'network': list(network_table())}
     if len(sys.argv) == 1:
         print('\n\n'.join('\n'.join(lines) for lines in tables.values()))
         return 0

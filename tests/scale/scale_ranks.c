@@ -4,34 +4,38 @@
  * prints a line a rank, `key=value` by blanks: what m2n_channel_query_memory() says, pages of its
  * memfds, bytes from malloc, its share of resident memory, sockets, signal words, and the
  * requests that it made to the store; with round=1 also private pages, and the bytes staged, of a
- * round from memory that nobody registered.
+ * round from memory that nobody registered; with queues=1 what it holds of RDMA devices.
  *
- *   scale_ranks M=2 N=4 tokens=64 row=1024 ... [backend=NAME] [query=RANK] [round=1]
+ *   scale_ranks M=2 N=4 tokens=64 row=1024 ... [backend=NAME] [query=RANK] [round=1] [queues=1]
  *
  * Ranks 0..M-1 are sources, M..M+N-1 expert ranks; classic=1: every rank has all roles; sinks=S:
  * S ranks more are the sinks. query=RANK only asks m2n_channel_query_memory(), at any size.
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <linux/tcp.h>
 #include <malloc.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "conformance/memory_store.h"
 #include "core/context.h"
 #include "helpers/ranks.h"
+#include "scale/queues.h"
 
 #define MAX_FDS 4096
 #define N_KEYS (sizeof(keys) / sizeof(keys[0]))
-#define LINE_BYTES 512
+#define LINE_BYTES 1024
 
 static struct shape {
 	uint64_t m, n, sinks, classic, tokens, row, scale, out, top_k, experts;
-	uint64_t capacity, depth, exact, dedup, reduce, query, round;
-} shape = {1, 1, 0, 0, 16, 1024, 0, 0, 2, 4, 0, 3, 0, 0, 0, UINT64_MAX, 0};
+	uint64_t capacity, depth, exact, dedup, reduce, query, round, queues;
+} shape = {1, 1, 0, 0, 16, 1024, 0, 0, 2, 4, 0, 3, 0, 0, 0, UINT64_MAX, 0, 0};
 
 static const struct {
 	const char *name;
@@ -54,11 +58,13 @@ static const struct {
 	{"reduce", &shape.reduce},
 	{"query", &shape.query},
 	{"round", &shape.round},
+	{"queues", &shape.queues},
 };
 
 /* What a process holds at one moment. */
 struct held {
 	uint64_t memfd_bytes, n_memfds, n_sockets, heap_bytes, share_bytes, private_bytes;
+	uint64_t told_bytes; /* sent by control connections */
 };
 
 struct counted_store {
@@ -96,6 +102,16 @@ static uint64_t proc_bytes(const char *path, const char *key)
 	return kb * 1024;
 }
 
+static uint64_t sent_by(int fd)
+{
+	struct tcp_info info = {0};
+	socklen_t bytes = sizeof(info);
+
+	if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes))
+		return 0;
+	return info.tcpi_bytes_sent - info.tcpi_bytes_retrans;
+}
+
 static void look(struct held *held)
 {
 	struct mallinfo2 info = mallinfo2();
@@ -116,8 +132,10 @@ static void look(struct held *held)
 		if (n <= 0 || fstat(fd, &st))
 			continue;
 		name[n] = '\0';
-		if (S_ISSOCK(st.st_mode))
+		if (S_ISSOCK(st.st_mode)) {
 			held->n_sockets++;
+			held->told_bytes += sent_by(fd);
+		}
 		if (strncmp(name, "/memfd:m2n", 10) != 0)
 			continue;
 		held->n_memfds++;
@@ -245,6 +263,18 @@ static void play(struct rank *rank, struct m2n_channel *channel, char *line)
 	free(out);
 }
 
+static void print_queues(char *line)
+{
+	size_t n = strlen(line);
+	struct queues q;
+
+	expect(queues_count(&q) == 0);
+	snprintf(line + n, LINE_BYTES - n,
+		" qps=%" PRIu64 " cqs=%" PRIu64 " srqs=%" PRIu64 " mrs=%" PRIu64 " cqes=%" PRIu64
+		" pinned=%" PRIu64 " queue_bytes=%" PRIu64,
+		q.n_qps, q.n_cqs, q.n_srqs, q.n_mrs, q.n_cqes, q.pinned_bytes, q.queue_bytes);
+}
+
 static void measure(struct rank *rank)
 {
 	char *line = (char *)rank->shared + memory_store_bytes() +
@@ -276,12 +306,17 @@ static void measure(struct rank *rank)
 	snprintf(line + n, LINE_BYTES - n,
 		" memfd=%" PRIu64 " heap=%" PRIu64 " share=%" PRIu64 " sockets=%" PRIu64
 		" memfds=%" PRIu64 " join_memfd=%" PRIu64 " join_heap=%" PRIu64
-		" join_sockets=%" PRIu64 " signals=%u puts=%u gets=%u channel_gets=%u",
+		" join_sockets=%" PRIu64 " signals=%u puts=%u gets=%u channel_gets=%u"
+		" told=%" PRIu64,
 		after.memfd_bytes - joined.memfd_bytes, after.heap_bytes - joined.heap_bytes,
 		after.share_bytes - before.share_bytes, after.n_sockets - joined.n_sockets,
 		after.n_memfds - joined.n_memfds, joined.memfd_bytes - before.memfd_bytes,
 		joined.heap_bytes - before.heap_bytes, joined.n_sockets - before.n_sockets,
-		rank->ctx->n_signals_used, n_puts, n_gets, store.n_gets - n_gets);
+		rank->ctx->n_signals_used, n_puts, n_gets, store.n_gets - n_gets,
+		after.told_bytes);
+	if (shape.queues)
+		print_queues(line);
+	rank_barrier(rank);
 	if (shape.round)
 		play(rank, channel, line);
 	rank_barrier(rank);

@@ -4,6 +4,7 @@
 
   test_scale.py query SCALE_RANKS    with m2n_channel_query_memory(), at many shapes and sizes
   test_scale.py ranks SCALE_RANKS    with what forked ranks hold and ask for, at small sizes
+  test_scale.py verbs SCALE_RANKS    with what the kernel counts of RDMA devices; needs Soft-RoCE
   test_scale.py page                 the tables of docs/scale.md are those of the formulas
 """
 import bisect
@@ -41,6 +42,16 @@ RANKS = (
     ({'m': 2, 'n': 3, **BIG, 'exact': True}, {'backend': 'fault:shm', 'round': 1}),
     ({'m': 2, 'n': 2, **BIG, 'sinks': 3}, {'backend': 'fault:shm'}),
 )
+DEVICES = '/sys/class/infiniband'
+VERBS = (
+    ({'m': 2, 'n': 2, **BIG, 'exact': True}, {}, {}),
+    ({'m': 1, 'n': 2, **BIG, 'sinks': 1}, {}, {}),
+    ({'m': 1, 'n': 2}, {'qps': 2}, {'VERBS_QPS': 2}),
+    ({'m': 1, 'n': 3}, {'qps': 3, 'rails': 2, 'paired': True, 'sq': 64, 'recvs': 256},
+     {'VERBS_DEVICES': 'rxe0,rxe1', 'VERBS_QPS': 3, 'VERBS_REPLY_SL': 1, 'VERBS_SQ': 64,
+      'VERBS_RECVS': 256}),
+    ({'m': 1, 'n': 6, 'tokens': 8, 'row': 512}, {'sq': 1024}, {'VERBS_SQ': 1024}),
+)
 FAILURES = []
 
 
@@ -54,13 +65,14 @@ def load():
     return module
 
 
-def run(program, shape, more):
+def run(program, shape, more, options=()):
     """The lines of scale_ranks as dictionaries."""
     names = {'m': 'M', 'n': 'N'}
     words = [f'{names.get(k, k)}={int(v)}' for k, v in shape.items()]
     words += [f'{k}={v}' for k, v in more.items()]
+    env = {**os.environ, **{f'M2N_{name}': str(value) for name, value in dict(options).items()}}
     done = subprocess.run([program, *words], capture_output=True, text=True, timeout=100,
-                          check=False)
+                          check=False, env=env)
     if done.returncode == 77:
         print(done.stdout)
         sys.exit(77)
@@ -149,6 +161,39 @@ def check_rank(table, formulas, shape, more, found):
         near(what + name, predicted, found[name], 0)
 
 
+def check_told(table, shape, backend, what, found):
+    """What control connections sent; the table has it for two exchanges between two ranks."""
+    if shape.get('exact') or shape.get('sinks'):
+        return
+    called, answered = table.TOLD[backend]
+    is_source = found['rank'] < shape['m']
+    predicted = called * shape['n'] if is_source else answered * shape['m']
+    near(what + 'control bytes', predicted, found['told'], WITHIN)
+
+
+def check_verbs(table, program):
+    """Queue pairs, completion queues, pinned memory and queues of each rank: as the kernel says."""
+    if not os.path.isdir(DEVICES) or 'rxe0' not in os.listdir(DEVICES):
+        print('no Soft-RoCE device rxe0 here')
+        sys.exit(77)
+    n = 0
+    for shape, verbs, options in VERBS:
+        formulas, network = table.Shape(**shape), table.Verbs(**verbs)
+        for found in run(program, shape, {'backend': 'verbs', 'queues': 1}, options):
+            role, _ = role_of(shape, found['rank'])
+            peers = formulas.peers(role)
+            what = f'{shape} {verbs} rank {found["rank"]} ({role}): '
+            for name, predicted in (
+                    ('qps', network.n_qps(peers)), ('cqs', network.rails),
+                    ('srqs', network.rails), ('cqes', network.rails * network.cq_room(peers)),
+                    ('pinned', formulas.pinned_bytes(role, network.rails)),
+                    ('queue_bytes', network.rxe_bytes(peers))):
+                near(what + name, predicted, found[name], 0)
+            check_told(table, shape, 'verbs', what, found)
+            n += 7
+    return n
+
+
 def check_ranks(table, program):
     """What each rank holds; and the shares of resident memory, which add up to the truth."""
     n = 0
@@ -157,6 +202,8 @@ def check_ranks(table, program):
         lines = run(program, shape, more)
         for found in lines:
             check_rank(table, formulas, shape, more, found)
+            if not more:
+                check_told(table, shape, 'shm', f'{shape} rank {found["rank"]}: ', found)
             n += 9 + 2 * more.get('round', 0)
         if shape['row'] < 4096 or more: # too small beside a process's own pages, or messaging
             continue
@@ -173,7 +220,7 @@ def main():
     if sys.argv[1] == 'page':
         return subprocess.run([sys.executable, os.path.join(DOCS, 'scale_table.py'), '--check'],
                               check=False).returncode
-    n = {'query': check_query, 'ranks': check_ranks}[sys.argv[1]](table, sys.argv[2])
+    n = {'query': check_query, 'ranks': check_ranks, 'verbs': check_verbs}[sys.argv[1]](table, sys.argv[2])
     print('\n'.join(FAILURES))
     print(f'{n} figures compared, {len(FAILURES)} differ')
     return 1 if FAILURES else 0
