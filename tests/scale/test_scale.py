@@ -220,7 +220,8 @@ def main():
     if sys.argv[1] == 'page':
         return subprocess.run([sys.executable, os.path.join(DOCS, 'scale_table.py'), '--check'],
                               check=False).returncode
-    n = {'query': check_query, 'ranks': check_ranks, 'verbs': check_verbs}[sys.argv[1]](table, sys.argv[2])
+    check = {'query': check_query, 'ranks': check_ranks, 'verbs': check_verbs}[sys.argv[1]]
+    n = check(table, sys.argv[2])
     print('\n'.join(FAILURES))
     print(f'{n} figures compared, {len(FAILURES)} differ')
     return 1 if FAILURES else 0

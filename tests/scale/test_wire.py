@@ -33,6 +33,13 @@ def numbers_of(text):
     for name, value in re.findall(r'magic "(M2N\w)" \((0x\w+)\)', text):
         assert int(value, 16).to_bytes(4, 'little').decode() == name
         found.add(f'number {letters[name]}_MAGIC {int(value, 16)}')
+    for name, pattern in (
+            ('RECORD_BYTES_MAX', r'in HELLO and in CHALLENGE; at most ([\d,]+) bytes'),
+            ('ADDRESS_BYTES', r'each: name, address \| text up to 15, blob up to ([\d,]+)'),
+            ('KEY_BYTES', r'a key of at most ([\d,]+) bytes'),
+            ('GREETING_BYTES', r"backend's greeting, at most ([\d,]+) bytes")):
+        value = re.search(pattern, text).group(1)
+        found.add(f'number {name} {value.replace(",", "")}')
     versions = section(text, 'Versions')
     found.add('number WIRE_VERSION ' + re.search(r'^\| wire \| (\d+) ', versions, re.M).group(1))
     found.add('number PLAN_VERSION ' +
