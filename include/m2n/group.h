@@ -76,9 +76,13 @@ M2N_API int m2n_group_peer(struct m2n_group *group, int rank, struct m2n_peer_at
 M2N_API int m2n_group_drop(struct m2n_group *group, int rank);
 
 /*
- * Connects to a peer now: one that is idle, or the process that replaces a lost one, or, with
- * rank >= size, one that makes the group larger. Channels that include the rank link again.
- * 0; -ETIMEDOUT (nobody with that rank came); M2N_ERR_AUTH; M2N_ERR_VERSION; -EINVAL.
+ * Connects to a peer now: one that is idle; the process that replaces a lost one; a lost one that
+ * is still alive, when its link is back, or after it was dropped; or, with rank >= size, one that
+ * makes the group larger. Channels that include the rank link again. Of two processes that lost
+ * each other either may call this, the lower or the higher rank, and both may; its rounds go on
+ * where it is (only a new process needs m2n_channel_admit()).
+ * 0; -ETIMEDOUT (nobody with that rank came); M2N_ERR_AUTH; M2N_ERR_VERSION; M2N_ERR_BACKEND (no
+ * backend reaches it, or the connection cannot be made: the text says why); -EINVAL.
  */
 M2N_API int m2n_group_add(struct m2n_group *group, int rank, int64_t timeout_ns);
 
