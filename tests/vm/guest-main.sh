@@ -38,6 +38,7 @@ make_network()
 		echo 0 >/proc/sys/net/ipv4/conf/$scope/rp_filter
 		echo 0 >/proc/sys/net/ipv6/conf/$scope/accept_dad
 	done
+	echo vm0 >/proc/sys/kernel/hostname
 	ip link set lo up
 	ip link add eth0 mtu 4500 type veth peer name eth1 mtu 4500
 	for i in 0 1; do
