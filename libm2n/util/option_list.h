@@ -74,7 +74,7 @@
 	  "Puts up to this are copied into the work request and need no registration.") \
 	X(VERBS_RECVS, verbs_recvs, int, "4096", "64..1048576", "", \
 	  "Receives for signals on each rail, shared by all peers.") \
-	X(VERBS_SQ, verbs_sq, int, "128", "8..32768", "", \
+	X(VERBS_SQ, verbs_sq, int, "64", "8..32768", "", \
 	  "Work requests under way on each queue pair.") \
 	X(KEEPALIVE,  keepalive_ns, time, "10s",   "2s..1h", "", \
 	  "A host that is silent on a control connection for this long is lost.")

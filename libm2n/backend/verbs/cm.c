@@ -147,6 +147,15 @@ static void call(
 	resolve_address(path, &from.any, &to.any);
 }
 
+/* progress() need not look for it any more. */
+static void stop_calling(struct verbs_ep *e)
+{
+	struct verbs_iface *v = (struct verbs_iface *)e->ep.iface;
+
+	atomic_fetch_sub(&v->n_calling, (unsigned)e->is_calling);
+	e->is_calling = 0;
+}
+
 int m2n__verbs_cm_meet(struct verbs_ep *e, const struct verbs_greeting *greeting)
 {
 	struct verbs_iface *v = (struct verbs_iface *)e->ep.iface;
@@ -174,6 +183,7 @@ void m2n__verbs_cm_leave(struct verbs_ep *e)
 		e->paths[i].id = NULL;
 		e->paths[i].cm_state = CM_OPEN; /* a call that comes now is a stranger's */
 	}
+	stop_calling(e);
 	pthread_mutex_unlock(&v->cm_lock);
 }
 
@@ -230,8 +240,10 @@ static void open_path(struct verbs_path *path)
 	if (path->cm_state == CM_OPEN)
 		return;
 	path->cm_state = CM_OPEN;
-	if (++e->n_open == e->n_qps)
-		atomic_store_explicit(&e->state, VERBS_READY, memory_order_release);
+	if (++e->n_open < e->n_qps)
+		return;
+	stop_calling(e);
+	atomic_store_explicit(&e->state, VERBS_READY, memory_order_release);
 }
 
 static void take_answer(struct verbs_path *path)

@@ -170,6 +170,8 @@ int m2n__verbs_connect(
 	pthread_mutex_lock(&v->cm_lock);
 	e->next = v->eps;
 	v->eps = e;
+	e->is_calling = e->is_cm;
+	atomic_fetch_add(&v->n_calling, (unsigned)e->is_calling);
 	pthread_mutex_unlock(&v->cm_lock);
 	*ep = &e->ep;
 	return 0;

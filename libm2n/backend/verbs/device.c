@@ -239,19 +239,30 @@ void m2n__verbs_ports_free(struct verbs_ports *ports)
 	ports->list = NULL;
 }
 
-static int check_access(const char *path)
+static int check_access(const char *path, const char *remedy)
 {
 	if (access(path, R_OK | W_OK) == 0)
 		return 0;
 	if (errno == ENOENT)
 		return m2n__error(M2N_ERR_BACKEND,
-			"verbs: %s is missing: load the kernel module ib_uverbs (rdma_ucm for "
-			"rdma_cm), or give the device to this container",
-			path);
+			"verbs: %s is missing: load its kernel module (ib_uverbs, rdma_ucm), or "
+			"give "
+			"the device to this container%s",
+			path, remedy);
 	return m2n__error(M2N_ERR_BACKEND,
 		"verbs: %s cannot be opened: %s; join the group that owns it, or give the device "
-		"to this container",
-		path, strerrordesc_np(errno));
+		"to "
+		"this container%s",
+		path, strerrordesc_np(errno), remedy);
+}
+
+static int probe_cm(void)
+{
+	int rc = m2n__rdma_load();
+
+	if (rc)
+		return m2n__error_at(rc, "M2N_VERBS_CONNECT is cm, not exchange");
+	return check_access("/dev/infiniband/rdma_cm", ", or set M2N_VERBS_CONNECT=exchange");
 }
 
 int m2n__verbs_probe(const struct m2n__options *options)
@@ -265,13 +276,10 @@ int m2n__verbs_probe(const struct m2n__options *options)
 		char path[IBV_SYSFS_NAME_MAX + 32];
 
 		snprintf(path, sizeof(path), "/dev/infiniband/%s", ports.port[i].device->dev_name);
-		rc = check_access(path);
+		rc = check_access(path, "");
 	}
 	m2n__verbs_ports_free(&ports);
-	if (rc || options->verbs_connect != VERBS_CONNECT_CM)
-		return rc;
-	rc = m2n__rdma_load();
-	if (!rc)
-		rc = check_access("/dev/infiniband/rdma_cm");
-	return rc ? m2n__error(rc, "%s; or set M2N_VERBS_CONNECT=exchange", m2n_error_text()) : 0;
+	if (!rc && options->verbs_connect == VERBS_CONNECT_CM)
+		rc = probe_cm();
+	return rc;
 }

@@ -110,6 +110,8 @@ int m2n__verbs_progress(struct m2n__iface *iface)
 			return n;
 		events += n;
 	}
+	if (atomic_load_explicit(&v->n_calling, memory_order_relaxed))
+		m2n__verbs_cm_progress(v, 0);
 	if (events) {
 		m2n__verbs_kick(v);
 	} else if (atomic_fetch_add_explicit(&v->n_idle, 1, memory_order_relaxed) >=

@@ -159,7 +159,7 @@ struct verbs_ep {
 	struct verbs_ep *next; /* of the iface; under cm_lock */
 	uint8_t token[VERBS_TOKEN_BYTES], peer_token[VERBS_TOKEN_BYTES];
 	unsigned n_open; /* paths that librdmacm has connected */
-	int is_met;
+	int is_met, is_calling;
 	int64_t cm_deadline_ns;
 	struct verbs_path paths[];
 };
@@ -177,6 +177,7 @@ struct verbs_iface {
 	pthread_mutex_t cm_lock;
 	struct verbs_ep *eps;
 	struct rdma_event_channel *cm_channel;
+	atomic_uint n_calling; /* connections that librdmacm has not made yet */
 	unsigned n_strangers;
 	/* sleep.c */
 	int kick_fd;
