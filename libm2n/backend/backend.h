@@ -118,7 +118,8 @@ struct m2n__reg {
 };
 
 struct m2n__rmem {
-	struct m2n__ep *ep;
+	struct m2n__ep *ep; /* may be disconnected before the key is released */
+	const struct m2n__backend_ops *ops;
 	void *ptr; /* mapped: local address of the peer's memory; NULL: messaging */
 	size_t bytes;
 };

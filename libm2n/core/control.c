@@ -116,6 +116,7 @@ static void sweep(struct m2n_group *group)
 {
 	struct m2n__conn **at = &group->conns;
 
+	m2n__old_eps_close(group); /* before our end says that nothing of ours is under way */
 	while (*at) {
 		struct m2n__conn *conn = *at;
 

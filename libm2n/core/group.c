@@ -281,6 +281,28 @@ void m2n__peer_lost(struct m2n__peer *peer, enum m2n_peer_state state, const cha
 	peer->ep = NULL;
 }
 
+void m2n__old_eps_close(struct m2n_group *group)
+{
+	struct m2n__old_ep **at = &group->old_eps;
+	int is_idle = -1;
+
+	while (*at) {
+		struct m2n__old_ep *old = *at;
+
+		if (!(old->ep->ops->caps & M2N__CAP_MAPPED) && is_idle < 0)
+			is_idle = m2n__group_is_idle(group);
+		if (old->ep->ops->caps & M2N__CAP_MAPPED || !is_idle) {
+			at = &old->next;
+			continue;
+		}
+		for (struct m2n_exchange *x = group->exchanges; x; x = m2n__exchange_next(x))
+			m2n__exchange_forget_ep(x, old->ep);
+		old->ep->ops->disconnect(old->ep);
+		*at = old->next;
+		free(old);
+	}
+}
+
 const char *m2n__peer_reason(const struct m2n__peer *peer)
 {
 	return state_of(peer) != M2N_PEER_LIVE && peer->reason[0] ? peer->reason

@@ -76,7 +76,7 @@ struct m2n_group {
 	struct m2n_exchange *exchanges;
 	struct m2n__grave *graves;
 	struct m2n__answer *answers;
-	uint64_t next_conn_id, next_link_id;
+	uint64_t next_conn_id, next_link_id, next_instance;
 	unsigned n_to_dial; /* peers that drive() must look at */
 	unsigned n_connecting;
 	unsigned n_broken; /* of all backends' connections, when they were last looked at */
@@ -92,6 +92,11 @@ void m2n__peer_want(struct m2n__peer *peer);
 void m2n__peer_lost(struct m2n__peer *peer, enum m2n_peer_state state, const char *reason);
 /* Looks, sleeps for a moment on the control connections, looks again. Takes the lock itself. */
 void m2n__group_wait(struct m2n_group *group);
+/*
+ * Closes connections of lost peers that take part in messaging, when no call uses them: what
+ * such a peer had put must not arrive later. (What is mapped stays: stores to it harm nobody.)
+ */
+void m2n__old_eps_close(struct m2n_group *group);
 /* Sends a frame to a peer; one that cannot take it is lost. Under lock. */
 void m2n__peer_send(
 	struct m2n__peer *peer, enum m2n__frame_type type, const void *body, size_t bytes);
@@ -130,6 +135,7 @@ int m2n__peer_greeted(struct m2n__peer *peer, const void *greeting, size_t bytes
 /* core/link.c, called by group.c and control.c. */
 void m2n__exchange_peer_live(struct m2n_exchange *exchange, struct m2n__peer *peer);
 void m2n__exchange_peer_lost(struct m2n_exchange *exchange, struct m2n__peer *peer);
+void m2n__exchange_forget_ep(struct m2n_exchange *exchange, const struct m2n__ep *ep);
 /* A LINK or UNLINK frame. 0, or M2N_ERR_PROTOCOL: the peer is then lost. */
 int m2n__link_frame(
 	struct m2n__peer *peer, enum m2n__frame_type type, const uint8_t *body, size_t bytes);

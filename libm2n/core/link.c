@@ -39,13 +39,12 @@ static struct m2n__garbage *new_garbage(struct m2n_exchange *x)
 	return g;
 }
 
-static void throw_away(struct m2n_exchange *x, struct m2n__rmem **rmem)
+void m2n__exchange_keep_key(struct m2n_exchange *x, struct m2n__rmem **rmem)
 {
 	struct m2n__garbage *g = *rmem ? new_garbage(x) : NULL;
 
 	if (g) {
 		g->rmem = *rmem;
-		g->ops = (*rmem)->ep->ops;
 	}
 	*rmem = NULL;
 }
@@ -74,7 +73,7 @@ static void keep_signals(struct m2n_exchange *x, struct m2n__rx *rx)
 void m2n__garbage_empty(struct m2n_ctx *ctx, struct m2n__garbage *garbage)
 {
 	if (garbage->rmem)
-		garbage->ops->release_key(garbage->rmem);
+		garbage->rmem->ops->release_key(garbage->rmem);
 	m2n__shared_free(ctx, &garbage->area);
 	if (garbage->n_signals)
 		m2n__signal_free(ctx, garbage->signal0, garbage->n_signals);
@@ -105,9 +104,9 @@ static int prepare_rx(struct m2n_exchange *x, struct m2n__rx *rx)
 			return rc;
 		rx->slots = rx->area.mem->base;
 	}
-	throw_away(x, &rx->credits_rmem);
+	m2n__exchange_keep_key(x, &rx->credits_rmem);
 	rx->credits = NULL;
-	atomic_store_explicit(&rx->returning, rx->incarnation == rx->peer->incarnation,
+	atomic_store_explicit(&rx->returning, rx->bond.incarnation == rx->peer->incarnation,
 		memory_order_relaxed);
 	rx->mapped = mapped;
 	rx->ep = rx->peer->ep;
@@ -134,8 +133,8 @@ static int prepare_tx(struct m2n_exchange *x, struct m2n__tx *tx)
 	uint32_t n = x->spec.n_slots;
 	size_t stage = n * m2n__stage_stride(&x->spec);
 
-	throw_away(x, &tx->slots_rmem);
-	throw_away(x, &tx->region_rmem);
+	m2n__exchange_keep_key(x, &tx->slots_rmem);
+	m2n__exchange_keep_key(x, &tx->region_rmem);
 	tx->ep = tx->peer->ep;
 	tx->seq = 0;
 	tx->slot = 0;
@@ -148,13 +147,19 @@ static int prepare_tx(struct m2n_exchange *x, struct m2n__tx *tx)
 	return m2n__shared_alloc(x->ctx, stage, stage, &tx->stage);
 }
 
+/* The exchange of the process that is there was closed: it takes no new link of ours. */
+static int is_over(const struct m2n__bond *bond, const struct m2n__peer *peer)
+{
+	return bond->is_over && bond->incarnation == peer->incarnation;
+}
+
 void m2n__exchange_peer_live(struct m2n_exchange *x, struct m2n__peer *peer)
 {
 	struct m2n__tx *tx = m2n__tx_of(x, peer);
 	struct m2n__rx *rx = m2n__rx_of(x, peer);
 	int rc = 0;
 
-	if (!tx && !rx)
+	if ((!tx && !rx) || is_over(tx ? &tx->bond : &rx->bond, peer))
 		return;
 	if (rx)
 		rc = prepare_rx(x, rx);
@@ -196,6 +201,16 @@ void m2n__exchange_peer_lost(struct m2n_exchange *x, struct m2n__peer *peer)
 	atomic_store_explicit(&rx->admitted, UINT64_MAX, memory_order_relaxed);
 	atomic_store_explicit(&rx->returning, 0, memory_order_relaxed);
 	atomic_store_explicit(&rx->up, 0, memory_order_seq_cst);
+}
+
+void m2n__exchange_forget_ep(struct m2n_exchange *x, const struct m2n__ep *ep)
+{
+	for (size_t i = 0; i < x->n_tx; i++)
+		if (x->tx[i].ep == ep)
+			x->tx[i].ep = NULL;
+	for (size_t i = 0; i < x->n_rx; i++)
+		if (x->rx[i].ep == ep)
+			x->rx[i].ep = NULL;
 }
 
 int m2n__group_is_idle(struct m2n_group *group)
@@ -297,6 +312,7 @@ int m2n__exchange_open(
 		return m2n__error(-ENOMEM, "%s: no memory", spec->title);
 	x->group = group;
 	x->ctx = group->ctx;
+	x->instance = ++group->next_instance;
 	x->spec = *spec;
 	snprintf(x->name, sizeof(x->name), "%s", spec->name);
 	snprintf(x->title, sizeof(x->title), "%s", spec->title);
@@ -336,11 +352,6 @@ int m2n__exchange_open(
 	return 0;
 }
 
-static int has_come(const struct m2n__rx *rx)
-{
-	return rx->was_linked && !rx->starting;
-}
-
 /*
  * 1: all links are up, or were: a peer may have sent all it had and be gone again; 0: not yet;
  * negative: it cannot work. `missing` lists who is not there.
@@ -355,7 +366,7 @@ static int links_state(struct m2n_exchange *x, char *missing, size_t room)
 		return m2n__error(x->error, "%s", x->error_text);
 	for (size_t i = 0; i < x->n_tx + x->n_rx; i++) {
 		struct m2n__peer *peer = i < x->n_tx ? x->tx[i].peer : x->rx[i - x->n_tx].peer;
-		int up = i < x->n_tx ? x->tx[i].was_linked : has_come(&x->rx[i - x->n_tx]);
+		int up = i < x->n_tx ? x->tx[i].has_come : x->rx[i - x->n_tx].has_come;
 		int rc = up ? 0 : m2n__peer_status(peer);
 
 		if (rc)
@@ -393,7 +404,7 @@ int m2n__exchange_connect(struct m2n_exchange *x, int64_t timeout_ns)
 static void release_key(struct m2n__rmem **rmem)
 {
 	if (*rmem)
-		(*rmem)->ep->ops->release_key(*rmem);
+		(*rmem)->ops->release_key(*rmem);
 	*rmem = NULL;
 }
 
@@ -401,11 +412,11 @@ static void release_key(struct m2n__rmem **rmem)
 static void release_keys(struct m2n_exchange *x, int is_flushed)
 {
 	for (size_t i = 0; x->tx && i < x->n_tx && !is_flushed; i++) {
-		throw_away(x, &x->tx[i].slots_rmem);
-		throw_away(x, &x->tx[i].region_rmem);
+		m2n__exchange_keep_key(x, &x->tx[i].slots_rmem);
+		m2n__exchange_keep_key(x, &x->tx[i].region_rmem);
 	}
 	for (size_t i = 0; x->rx && i < x->n_rx && !is_flushed; i++)
-		throw_away(x, &x->rx[i].credits_rmem);
+		m2n__exchange_keep_key(x, &x->rx[i].credits_rmem);
 	for (size_t i = 0; x->tx && i < x->n_tx; i++) {
 		release_key(&x->tx[i].slots_rmem);
 		release_key(&x->tx[i].region_rmem);
@@ -416,33 +427,58 @@ static void release_keys(struct m2n_exchange *x, int is_flushed)
 		release_key(&g->rmem);
 }
 
+/* A lost peer's connection is closed by whoever polls: it is looked at under the lock. */
+static int look_at_ep(struct m2n_exchange *x, struct m2n__ep *ep, const struct m2n__peer *peer)
+{
+	int rc;
+
+	m2n__ctx_lock(x->ctx);
+	rc = peer->ep == ep ? ep->ops->arrived(ep) : 0;
+	m2n__ctx_unlock(x->ctx);
+	return rc;
+}
+
 /*
  * Waits until what was put to a peer has arrived, so that UNLINK does not overtake it. A lost one
- * is not waited for. 0, or -EAGAIN: bytes of ours are still on their way.
+ * is not waited for.
  */
-static int flush_ep(struct m2n_exchange *x, struct m2n__ep *ep, const struct m2n__peer *peer)
+static void flush_ep(struct m2n_exchange *x, struct m2n__ep *ep, const struct m2n__peer *peer)
 {
 	struct m2n__wait w;
 
-	if (!ep || ep->ops->caps & M2N__CAP_MAPPED)
-		return 0;
+	if (!ep || peer->ep != ep || ep->ops->caps & M2N__CAP_MAPPED)
+		return;
 	m2n__wait_begin(&w, x->ctx, -1);
-	while (ep->ops->arrived(ep) == -EAGAIN && peer->ep == ep && !m2n__wait_step(&w))
+	while (look_at_ep(x, ep, peer) == -EAGAIN && !m2n__wait_step(&w))
 		;
 	m2n__wait_end(&w);
-	return ep->ops->flush(ep) == -EAGAIN ? -EAGAIN : 0;
 }
 
 /* All of an exchange: what was sent, and credits. */
-static int flush_all(struct m2n_exchange *x)
+static void flush_all(struct m2n_exchange *x)
 {
-	int rc = 0;
-
 	for (size_t i = 0; x->tx && i < x->n_tx; i++)
-		rc |= flush_ep(x, x->tx[i].ep, x->tx[i].peer);
+		flush_ep(x, x->tx[i].ep, x->tx[i].peer);
 	for (size_t i = 0; x->rx && i < x->n_rx; i++)
-		rc |= flush_ep(x, x->rx[i].ep, x->rx[i].peer);
-	return rc;
+		flush_ep(x, x->rx[i].ep, x->rx[i].peer);
+}
+
+static int ep_is_busy(const struct m2n__ep *ep)
+{
+	return ep && !(ep->ops->caps & M2N__CAP_MAPPED) &&
+	       ep->ops->flush((struct m2n__ep *)(uintptr_t)ep) == -EAGAIN;
+}
+
+/* Are bytes of ours still read, for a peer that did not take them or was lost just now? */
+static int is_busy(const struct m2n_exchange *x)
+{
+	for (size_t i = 0; x->tx && i < x->n_tx; i++)
+		if (ep_is_busy(x->tx[i].ep))
+			return 1;
+	for (size_t i = 0; x->rx && i < x->n_rx; i++)
+		if (ep_is_busy(x->rx[i].ep))
+			return 1;
+	return 0;
 }
 
 static void free_links(struct m2n_exchange *x)
@@ -473,8 +509,10 @@ void m2n__exchange_close(struct m2n_exchange *x)
 	if (!x)
 		return;
 	ctx = x->ctx;
-	x->unflushed = flush_all(x) != 0;
+	flush_all(x);
 	m2n__ctx_lock(ctx);
+	m2n__old_eps_close(x->group);
+	x->unflushed = is_busy(x);
 	release_keys(x, !x->unflushed);
 	for (struct m2n_exchange **at = &x->group->exchanges; *at; at = &(*at)->next) {
 		if (*at == x) {

@@ -56,10 +56,20 @@ struct m2n__tally { /* one writer; read from anywhere */
 	_Atomic uint64_t n_rounds, n_rows, bytes, wait_ns, n_puts, staged_bytes;
 };
 
+/*
+ * Whom a link belongs to: one exchange of one process. A process that closes its exchange and
+ * makes another of that name does not get the link of the first: that one's end is final.
+ */
+struct m2n__bond {
+	uint64_t incarnation; /* of the process that was linked last; 0: none */
+	uint64_t instance;    /* its exchange; 0: none */
+	int is_over;          /* it was closed */
+};
+
 struct m2n__tx {
 	atomic_int up;
 	struct m2n__peer *peer;
-	struct m2n__ep *ep;
+	struct m2n__ep *ep;       /* to be used by who saw `up` and said so (enter) */
 	uint8_t *slots;  /* mapped: the peer's slots for us; NULL: messaging */
 	uint8_t *region; /* mapped: the peer's region */
 	struct m2n__rmem *slots_rmem, *region_rmem;
@@ -74,7 +84,9 @@ struct m2n__tx {
 	struct m2n__shared bounce; /* [n_slots] payload of memory that is not registered */
 	atomic_int prepared;       /* our side is fresh and the peer was told */
 	uint64_t own_id, peer_id;  /* of our LINK frame, and of the peer's that was taken */
+	struct m2n__bond bond;
 	int was_linked;
+	int has_come; /* linked, with the process and exchange that bond names */
 	struct m2n__tally tally;
 };
 
@@ -93,14 +105,15 @@ struct m2n__rx {
 	struct m2n__shared area;  /* after a replacement: slots of their own */
 	_Atomic uint64_t first_round;
 	_Atomic uint64_t admitted; /* what the application said of a new process's first round */
-	uint64_t incarnation;      /* of the process that was linked last; 0: none */
 	atomic_int returning;      /* that process is connected again, its rounds go on */
 	uint64_t seq;  /* public exchange: messages taken */
 	uint32_t slot; /* public exchange: of the next message */
 	int held;
 	atomic_int prepared;      /* our side is fresh and the peer was told */
 	uint64_t own_id, peer_id; /* of our LINK frame, and of the peer's that was taken */
+	struct m2n__bond bond;
 	int was_linked;
+	int has_come; /* linked, with the process and exchange that bond names */
 	int starting;      /* linked; up when the START frame comes */
 	atomic_int untold; /* public exchange: a process was lost, no call has said so yet */
 	struct m2n__tally tally;
@@ -109,7 +122,6 @@ struct m2n__rx {
 struct m2n__garbage {
 	struct m2n__garbage *next;
 	struct m2n__rmem *rmem;
-	const struct m2n__backend_ops *ops; /* rmem's; its ep may be gone */
 	struct m2n__shared area;
 	uint32_t signal0, n_signals;
 };
@@ -121,6 +133,7 @@ struct m2n_exchange {
 	struct m2n__exchange_spec spec; /* names and lists are copies */
 	char name[M2N__EXCHANGE_NAME];
 	char title[64];
+	uint64_t instance;  /* tells it from others of its name that this process had or will have */
 	size_t stride;      /* bytes from slot to slot */
 	size_t area_stride; /* bytes from sender to sender */
 	size_t credit_step; /* words from credit to credit: a line each, while they are few */
@@ -153,18 +166,21 @@ void m2n__exchange_sizes(
 int m2n__link_send(struct m2n_exchange *exchange, struct m2n__peer *peer, struct m2n__tx *tx,
 	struct m2n__rx *rx);
 void m2n__link_take_pending(struct m2n_exchange *exchange, struct m2n__peer *peer);
-void m2n__link_drop_pending(struct m2n_group *group, int rank, const char *name);
 
 /* core/link_end.c: memory that peers may still write to outlives its exchange. Under lock. */
 /* Says UNLINK to all peers, and buries the exchange's memory until they answered. */
 void m2n__link_goodbye(struct m2n_exchange *exchange);
 /* An UNLINK came and was acted on: the answer goes when nothing is on its way any more. */
-void m2n__link_unlink(struct m2n__peer *peer, const char *name);
-/* A peer answered; name NULL: it is gone. */
-void m2n__link_unlinked(struct m2n_group *group, int rank, const char *name);
+void m2n__link_unlink(struct m2n__peer *peer, const char *name, uint64_t instance);
+/* A peer answered for an exchange of ours; 0: it is gone. */
+void m2n__link_unlinked(struct m2n_group *group, int rank, uint64_t instance);
+/* UNLINK, UNLINKED and START: a name and two numbers. */
+void m2n__link_say(struct m2n__peer *peer, enum m2n__frame_type type, const char *name,
+	uint64_t first, uint64_t second);
 
 /* Keeps memory until the exchange is closed and no peer can write to it. Empties *area. */
 void m2n__exchange_keep(struct m2n_exchange *x, struct m2n__shared *area);
+void m2n__exchange_keep_key(struct m2n_exchange *x, struct m2n__rmem **rmem);
 /* Frees what was kept: what a node names, or all nodes. */
 void m2n__garbage_empty(struct m2n_ctx *ctx, struct m2n__garbage *garbage);
 void m2n__garbage_free(struct m2n_ctx *ctx, struct m2n__garbage *garbage);

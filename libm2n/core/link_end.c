@@ -15,7 +15,7 @@
 
 struct m2n__grave {
 	struct m2n__grave *next;
-	char name[M2N__EXCHANGE_NAME];
+	uint64_t instance; /* of the exchange */
 	struct m2n__garbage *garbage;
 	struct m2n__garbage *parts; /* room for all of the exchange's memory */
 	size_t n_parts;
@@ -28,18 +28,9 @@ struct m2n__grave {
 struct m2n__answer { /* an UNLINKED that is owed */
 	struct m2n__answer *next;
 	int rank;
+	uint64_t instance;
 	char name[M2N__EXCHANGE_NAME];
 };
-
-static void say(struct m2n__peer *peer, enum m2n__frame_type type, const char *name, uint64_t seen)
-{
-	uint8_t body[M2N__EXCHANGE_NAME + 16];
-	struct m2n__cursor c = {body, body + sizeof(body), 0};
-
-	m2n__put_blob(&c, name, strlen(name));
-	m2n__put_u64(&c, seen);
-	m2n__peer_send(peer, type, body, (size_t)(c.at - body));
-}
 
 static int is_other(const struct m2n__peer *peer)
 {
@@ -119,7 +110,7 @@ static void bury(struct m2n_exchange *x)
 			x->rx[i].prepared || m2n__rx_up(&x->rx[i]) || x->rx[i].starting);
 	grave->last_conn = group->next_conn_id;
 	grave->forever = x->unflushed;
-	memcpy(grave->name, x->name, sizeof(grave->name));
+	grave->instance = x->instance;
 	collect(grave, x);
 	grave->next = group->graves;
 	group->graves = grave;
@@ -135,7 +126,7 @@ void m2n__link_goodbye(struct m2n_exchange *x)
 
 		if (!peer || (rx && m2n__tx_of(x, peer)) || peer->rank == x->group->rank)
 			continue;
-		say(peer, M2N__FRAME_UNLINK, x->name, seen);
+		m2n__link_say(peer, M2N__FRAME_UNLINK, x->name, seen, x->instance);
 	}
 	m2n__graves_poll(x->group);
 }
@@ -179,7 +170,7 @@ static void answer(struct m2n_group *group)
 			at = &a->next;
 			continue;
 		}
-		say(peer, M2N__FRAME_UNLINKED, a->name, 0);
+		m2n__link_say(peer, M2N__FRAME_UNLINKED, a->name, 0, a->instance);
 		*at = a->next;
 		free(a);
 	}
@@ -199,7 +190,7 @@ void m2n__graves_poll(struct m2n_group *group)
 	}
 }
 
-void m2n__link_unlink(struct m2n__peer *peer, const char *name)
+void m2n__link_unlink(struct m2n__peer *peer, const char *name, uint64_t instance)
 {
 	struct m2n__answer *a;
 
@@ -211,26 +202,18 @@ void m2n__link_unlink(struct m2n__peer *peer, const char *name)
 		return;
 	}
 	a->rank = peer->rank;
+	a->instance = instance;
 	memcpy(a->name, name, strnlen(name, sizeof(a->name) - 1));
 	a->next = peer->group->answers;
 	peer->group->answers = a;
 }
 
-void m2n__link_unlinked(struct m2n_group *group, int rank, const char *name)
+void m2n__link_unlinked(struct m2n_group *group, int rank, uint64_t instance)
 {
-	struct m2n__grave *oldest = NULL;
-
-	/* the answers of one peer come in order: the oldest grave of the name first */
 	for (struct m2n__grave *grave = group->graves; grave; grave = grave->next)
 		for (size_t i = 0; i < grave->n_waiting; i++)
-			if (grave->waiting[i] == rank && (!name || !strcmp(grave->name, name))) {
-				oldest = grave;
-				if (!name)
-					grave->waiting[i] = -1;
-			}
-	for (size_t i = 0; name && oldest && i < oldest->n_waiting; i++)
-		if (oldest->waiting[i] == rank)
-			oldest->waiting[i] = -1;
+			if (grave->waiting[i] == rank && (!instance || grave->instance == instance))
+				grave->waiting[i] = -1;
 }
 
 void m2n__graves_close(struct m2n_group *group)

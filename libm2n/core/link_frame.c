@@ -23,6 +23,7 @@ struct link_frame {
 	uint32_t n_values;
 	uint64_t values[M2N__SHAPE_MAX];
 	uint64_t id; /* of the sender's preparation */
+	uint64_t instance;
 	uint64_t first_round;
 	uint32_t sends, receives; /* roles of the frame's sender towards us */
 	uint32_t signal0;
@@ -58,6 +59,7 @@ int m2n__link_send(
 
 	m2n__put_blob(&c, x->name, strlen(x->name));
 	m2n__put_u64(&c, tx ? tx->own_id : rx->own_id);
+	m2n__put_u64(&c, x->instance);
 	m2n__put_u32(&c, x->spec.shape.n);
 	for (unsigned i = 0; i < x->spec.shape.n; i++)
 		m2n__put_u64(&c, x->spec.shape.value[i]);
@@ -85,6 +87,7 @@ static int read_frame(struct link_frame *f, const uint8_t *body, size_t bytes)
 	memset(f, 0, sizeof(*f));
 	m2n__get_text(&c, f->name, sizeof(f->name));
 	f->id = m2n__get_u64(&c);
+	f->instance = m2n__get_u64(&c);
 	f->n_values = m2n__get_u32(&c);
 	if (f->n_values > M2N__SHAPE_MAX)
 		c.overrun = 1;
@@ -130,6 +133,8 @@ static int import_at_least(struct m2n__ep *ep, const void *key, size_t key_bytes
 {
 	int rc = ep->ops->import_key(ep, key, key_bytes, rmem);
 
+	if (!rc)
+		(*rmem)->ops = ep->ops;
 	if (!rc && (*rmem)->bytes < bytes) {
 		ep->ops->release_key(*rmem);
 		*rmem = NULL;
@@ -145,8 +150,6 @@ static int import_at_least(struct m2n__ep *ep, const void *key, size_t key_bytes
  */
 static void start(struct m2n_exchange *x, struct m2n__tx *tx)
 {
-	uint8_t body[M2N__EXCHANGE_NAME + 16];
-	struct m2n__cursor c = {body, body + sizeof(body), 0};
 	uint64_t first = 0;
 
 	atomic_store_explicit(&x->linking, 1, memory_order_seq_cst);
@@ -157,18 +160,19 @@ static void start(struct m2n_exchange *x, struct m2n__tx *tx)
 	atomic_store_explicit(&x->linking, 0, memory_order_seq_cst);
 	if (!x->connected || !x->spec.tx_round)
 		return;
-	m2n__put_blob(&c, x->name, strlen(x->name));
-	m2n__put_u64(&c, first);
-	m2n__peer_send(tx->peer, M2N__FRAME_START, body, (size_t)(c.at - body));
+	m2n__link_say(tx->peer, M2N__FRAME_START, x->name, first, x->instance);
 }
 
 static int link_tx(struct m2n_exchange *x, struct m2n__tx *tx, const struct link_frame *f)
 {
 	struct m2n__ep *ep = tx->ep;
 	size_t region = x->spec.region_bytes * (x->spec.n_region_slots + x->spec.n_spare_slots);
-	int rc = import_at_least(
-		ep, f->slots_key, f->slots_bytes, x->spec.n_slots * x->stride, &tx->slots_rmem);
+	int rc;
 
+	m2n__exchange_keep_key(x, &tx->slots_rmem); /* of a link that came to nothing */
+	m2n__exchange_keep_key(x, &tx->region_rmem);
+	rc = import_at_least(
+		ep, f->slots_key, f->slots_bytes, x->spec.n_slots * x->stride, &tx->slots_rmem);
 	if (!rc && x->spec.region_bytes)
 		rc = import_at_least(ep, f->region_key, f->region_bytes, region, &tx->region_rmem);
 	if (rc)
@@ -176,7 +180,7 @@ static int link_tx(struct m2n_exchange *x, struct m2n__tx *tx, const struct link
 	tx->slots = tx->slots_rmem->ptr;
 	tx->region = tx->region_rmem ? tx->region_rmem->ptr : NULL;
 	tx->signal0 = f->signal0;
-	tx->was_linked = 1;
+	tx->was_linked = tx->has_come = 1;
 	tx->prepared = 0;
 	start(x, tx);
 	return 0;
@@ -187,6 +191,7 @@ static int link_rx(struct m2n_exchange *x, struct m2n__rx *rx, const struct link
 	uint64_t first;
 	int is_new, rc;
 
+	m2n__exchange_keep_key(x, &rx->credits_rmem);
 	if (x->spec.explicit_credits) {
 		rc = import_at_least(rx->ep, f->credits_key, f->credits_bytes,
 			m2n__credit_bytes(&x->spec), &rx->credits_rmem);
@@ -196,14 +201,14 @@ static int link_rx(struct m2n_exchange *x, struct m2n__rx *rx, const struct link
 	}
 	/* A sender that replaces a lost one waits for the application to admit it. One whose
 	 * rounds go on tells by a START frame which of them is the first for us. */
-	is_new = rx->was_linked && rx->incarnation != rx->peer->incarnation;
+	is_new = rx->was_linked && rx->bond.incarnation != rx->peer->incarnation;
 	rx->starting = !is_new && f->first_round == M2N__ROUND_UNKNOWN;
 	first = f->first_round;
 	if (is_new && x->spec.tx_round)
 		first = atomic_load_explicit(&rx->admitted, memory_order_relaxed);
 	atomic_store_explicit(&rx->first_round, first, memory_order_relaxed);
 	rx->was_linked = 1;
-	rx->incarnation = rx->peer->incarnation;
+	rx->has_come = !rx->starting;
 	rx->prepared = 0;
 	atomic_store_explicit(&rx->up, !rx->starting, memory_order_release);
 	return 0;
@@ -214,6 +219,7 @@ static int apply(struct m2n_exchange *x, struct m2n__peer *peer, const struct li
 {
 	struct m2n__tx *tx = m2n__tx_of(x, peer);
 	struct m2n__rx *rx = m2n__rx_of(x, peer);
+	struct m2n__bond bond = {peer->incarnation, f->instance, 0};
 	int rc = compare_shape(x, peer, f);
 
 	if (tx)
@@ -224,6 +230,10 @@ static int apply(struct m2n_exchange *x, struct m2n__peer *peer, const struct li
 		rc = link_tx(x, tx, f);
 	if (!rc && f->sends)
 		rc = link_rx(x, rx, f);
+	if (tx)
+		tx->bond = bond;
+	if (rx)
+		rx->bond = bond;
 	if (rc && !x->error) {
 		x->error = rc;
 		x->error_rank = peer->rank;
@@ -254,28 +264,56 @@ static int keep_pending(struct m2n__peer *peer, const uint8_t *body, size_t byte
 	return 0;
 }
 
-/*
- * The peer closed its side. If that side had taken our LINK frame, ours is used up: it is made
- * anew when the peer comes again. If it had not, our frame still waits there for the next one,
- * and what the peer's last LINK frame led to here (a link, a disagreement) is void.
- */
-static void on_unlink(struct m2n_exchange *x, struct m2n__peer *peer, uint64_t seen)
+static struct m2n__bond *bond_of(struct m2n_exchange *x, const struct m2n__peer *peer)
 {
 	struct m2n__tx *tx = m2n__tx_of(x, peer);
 	struct m2n__rx *rx = m2n__rx_of(x, peer);
 
-	m2n__exchange_peer_lost(x, peer);
-	if ((tx ? tx->own_id : rx ? rx->own_id : seen) == seen)
-		return;
-	if (x->error_rank == peer->rank)
-		x->error = 0;
-	if (tx)
-		tx->prepared = 1;
-	if (rx)
-		rx->prepared = 1;
+	return tx ? &tx->bond : rx ? &rx->bond : NULL;
 }
 
-void m2n__link_drop_pending(struct m2n_group *group, int rank, const char *name)
+/* Is a LINK frame for this exchange, or for one of its name that comes later? */
+static int is_ours(const struct m2n__bond *bond, const struct m2n__peer *peer, uint64_t instance)
+{
+	return !bond->instance || bond->incarnation != peer->incarnation ||
+	       bond->instance == instance;
+}
+
+/*
+ * The peer closed its side. If that side had taken our LINK frame, the link is over. If it had
+ * not, our frame still waits there for the next one, and what the peer's LINK frame led to here
+ * (a link, a disagreement) is void.
+ */
+static void on_unlink(
+	struct m2n_exchange *x, struct m2n__peer *peer, uint64_t seen, uint64_t instance)
+{
+	struct m2n__tx *tx = m2n__tx_of(x, peer);
+	struct m2n__rx *rx = m2n__rx_of(x, peer);
+	struct m2n__bond *bond = bond_of(x, peer);
+	int is_over;
+
+	if (!bond || bond->instance != instance || bond->incarnation != peer->incarnation)
+		return;
+	m2n__exchange_peer_lost(x, peer);
+	is_over = (tx ? tx->own_id : rx->own_id) == seen;
+	if (tx) {
+		tx->bond = is_over ? (struct m2n__bond){peer->incarnation, instance, 1}
+				   : (struct m2n__bond){0};
+		tx->prepared |= !is_over;
+		tx->has_come &= is_over;
+	}
+	if (rx) {
+		rx->bond = is_over ? (struct m2n__bond){peer->incarnation, instance, 1}
+				   : (struct m2n__bond){0};
+		rx->prepared |= !is_over;
+		rx->has_come &= is_over;
+	}
+	if (!is_over && x->error_rank == peer->rank)
+		x->error = 0;
+}
+
+/* Frames of a peer's exchange, or all that it sent. */
+static void drop_pending(struct m2n_group *group, int rank, uint64_t instance)
 {
 	struct m2n__pending **at = &group->pending;
 
@@ -283,14 +321,14 @@ void m2n__link_drop_pending(struct m2n_group *group, int rank, const char *name)
 		struct m2n__pending *p = *at;
 		struct link_frame f;
 
-		if (p->rank == rank && (!name || (read_frame(&f, p->body, p->bytes) == 0 &&
-							 strcmp(f.name, name) == 0))) {
-			*at = p->next;
-			free(p);
-			group->n_pending--;
-		} else {
+		if (p->rank != rank ||
+			(instance && (read_frame(&f, p->body, p->bytes) || f.instance != instance))) {
 			at = &p->next;
+			continue;
 		}
+		*at = p->next;
+		free(p);
+		group->n_pending--;
 	}
 }
 
@@ -302,52 +340,68 @@ void m2n__link_take_pending(struct m2n_exchange *x, struct m2n__peer *peer)
 		struct link_frame f;
 
 		if (p->rank != peer->rank || read_frame(&f, p->body, p->bytes) ||
-			strcmp(f.name, x->name) != 0)
+			strcmp(f.name, x->name) != 0 ||
+			!is_ours(bond_of(x, peer), peer, f.instance))
 			continue;
 		apply(x, peer, &f);
-		m2n__link_drop_pending(group, peer->rank, x->name);
+		drop_pending(group, peer->rank, f.instance);
 		return;
 	}
 }
 
-static void on_start(struct m2n_exchange *x, struct m2n__peer *peer, uint64_t first_round)
+static void on_start(
+	struct m2n_exchange *x, struct m2n__peer *peer, uint64_t first_round, uint64_t instance)
 {
 	struct m2n__rx *rx = m2n__rx_of(x, peer);
 
-	if (!rx || !rx->starting)
+	if (!rx || !rx->starting || rx->bond.instance != instance)
 		return;
 	rx->starting = 0;
+	rx->has_come = 1;
 	atomic_store_explicit(&rx->first_round, first_round, memory_order_relaxed);
 	atomic_store_explicit(&rx->up, 1, memory_order_release);
 }
 
-/* UNLINK, UNLINKED and START: a name and a number. */
+void m2n__link_say(struct m2n__peer *peer, enum m2n__frame_type type, const char *name,
+	uint64_t first, uint64_t second)
+{
+	uint8_t body[M2N__EXCHANGE_NAME + 32];
+	struct m2n__cursor c = {body, body + sizeof(body), 0};
+
+	m2n__put_blob(&c, name, strlen(name));
+	m2n__put_u64(&c, first);
+	m2n__put_u64(&c, second);
+	m2n__peer_send(peer, type, body, (size_t)(c.at - body));
+}
+
+/* UNLINK: our frame that was seen, the exchange. UNLINKED: our exchange. START: round, exchange. */
 static int short_frame(
 	struct m2n__peer *peer, enum m2n__frame_type type, const uint8_t *body, size_t bytes)
 {
 	struct m2n__cursor c = {(uint8_t *)(uintptr_t)body, (uint8_t *)(uintptr_t)body + bytes, 0};
 	char name[M2N__EXCHANGE_NAME];
-	uint64_t number;
+	uint64_t first, second;
 
 	m2n__get_text(&c, name, sizeof(name));
-	number = m2n__get_u64(&c);
-	if (c.overrun)
+	first = m2n__get_u64(&c);
+	second = m2n__get_u64(&c);
+	if (c.overrun || !second)
 		return m2n__error(
 			M2N_ERR_PROTOCOL, "frame of type %d and %zu bytes cannot be read",
 			(int)type, bytes);
 	if (type == M2N__FRAME_UNLINKED) {
-		m2n__link_unlinked(peer->group, peer->rank, name);
+		m2n__link_unlinked(peer->group, peer->rank, second);
 		return 0;
 	}
 	if (type == M2N__FRAME_UNLINK)
-		m2n__link_drop_pending(peer->group, peer->rank, name);
+		drop_pending(peer->group, peer->rank, second);
 	for (struct m2n_exchange *x = peer->group->exchanges; x; x = x->next)
 		if (strcmp(x->name, name) == 0 && type == M2N__FRAME_UNLINK)
-			on_unlink(x, peer, number);
+			on_unlink(x, peer, first, second);
 		else if (strcmp(x->name, name) == 0)
-			on_start(x, peer, number);
+			on_start(x, peer, first, second);
 	if (type == M2N__FRAME_UNLINK)
-		m2n__link_unlink(peer, name);
+		m2n__link_unlink(peer, name, second);
 	return 0;
 }
 
@@ -370,8 +424,8 @@ int m2n__link_frame(
 	tx = x ? m2n__tx_of(x, peer) : NULL;
 	rx = x ? m2n__rx_of(x, peer) : NULL;
 	/* a peer may be ready before we are: its frames wait until we are */
-	if ((!tx && !rx) || atomic_load_explicit(&peer->state, memory_order_relaxed) !=
-				    M2N_PEER_LIVE)
+	if ((!tx && !rx) || !is_ours(bond_of(x, peer), peer, f.instance) ||
+		atomic_load_explicit(&peer->state, memory_order_relaxed) != M2N_PEER_LIVE)
 		return keep_pending(peer, body, bytes);
 	if ((tx && tx->prepared) || (rx && rx->prepared))
 		return apply(x, peer, &f);
@@ -384,6 +438,6 @@ int m2n__link_frame(
 
 void m2n__group_forget(struct m2n_group *group, int rank)
 {
-	m2n__link_drop_pending(group, rank, NULL);
-	m2n__link_unlinked(group, rank, NULL);
+	drop_pending(group, rank, 0);
+	m2n__link_unlinked(group, rank, 0);
 }

@@ -160,6 +160,8 @@ void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, u
 		.offset = slot * x->credit_step * sizeof(*word),
 		.signal = M2N__SIGNAL_NONE};
 
+	if (!m2n__rx_up(rx))
+		return; /* its slots were given up */
 	if (rx->credits) {
 		/* R4: reads of the slot before its credit, pairs with A4. */
 		atomic_store_explicit(
@@ -193,9 +195,11 @@ int m2n__tx_flush(struct m2n_exchange *x, struct m2n__tx *tx, int64_t timeout_ns
 	if (tx->slots)
 		return 0;
 	m2n__wait_begin(&w, x->ctx, timeout_ns);
-	while (m2n__tx_up(tx) && (pending = tx->ep->ops->flush(tx->ep)) == -EAGAIN &&
-		!(rc = m2n__wait_step(&w)))
-		;
+	do {
+		m2n__exchange_enter(x, M2N__WRITER_TX);
+		pending = m2n__tx_up(tx) ? tx->ep->ops->flush(tx->ep) : 0;
+		m2n__exchange_exit(x, M2N__WRITER_TX);
+	} while (pending == -EAGAIN && !(rc = m2n__wait_step(&w)));
 	m2n__wait_end(&w);
 	if (rc)
 		return m2n__error(rc, "%s: transfers to rank %d are still under way", x->title,
