@@ -133,7 +133,7 @@ struct m2n_exchange {
 	struct m2n__exchange_spec spec; /* names and lists are copies */
 	char name[M2N__EXCHANGE_NAME];
 	char title[64];
-	uint64_t instance;  /* tells it from others of its name that this process had or will have */
+	uint64_t instance;  /* tells it from this process's others of that name */
 	size_t stride;      /* bytes from slot to slot */
 	size_t area_stride; /* bytes from sender to sender */
 	size_t credit_step; /* words from credit to credit: a line each, while they are few */

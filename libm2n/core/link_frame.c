@@ -374,7 +374,7 @@ void m2n__link_say(struct m2n__peer *peer, enum m2n__frame_type type, const char
 	m2n__peer_send(peer, type, body, (size_t)(c.at - body));
 }
 
-/* UNLINK: our frame that was seen, the exchange. UNLINKED: our exchange. START: round, exchange. */
+/* UNLINK: our frame that was seen, exchange. UNLINKED: -, our exchange. START: round, exchange. */
 static int short_frame(
 	struct m2n__peer *peer, enum m2n__frame_type type, const uint8_t *body, size_t bytes)
 {

@@ -11,7 +11,7 @@
 /* clang-format off */
 #define M2N_OPTION_LIST(X) \
 	X(BACKEND,    backend,    text,   "auto",  "auto|NAME,NAME...|fault:NAME", "", \
-	  "Backends to use, by commas; auto: all of them. Each peer gets the best that reaches it.") \
+	  "Backends to use, by commas (auto: all); each peer gets the best that reaches it.") \
 	X(TIMEOUT,    timeout_ns, time,   "30s",   "1ms..1h", "", \
 	  "Default deadline of calls that wait.") \
 	X(LOG,        log_level,  choice, "off",   "off|error|warn|info|debug|trace", "", \

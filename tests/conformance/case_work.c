@@ -77,7 +77,7 @@ static uint32_t count_runs(const struct job *job, uint32_t round, int source, in
 	return runs;
 }
 
-/* Outputs lie in the order (expert, source): cells of a source touch where no other's is between. */
+/* Outputs lie in the order (expert, source): cells touch where no other's is between. */
 static uint32_t count_cells(const struct job *job, uint32_t round, int source, int rank)
 {
 	int touching = 0;
