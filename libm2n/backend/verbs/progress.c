@@ -15,8 +15,10 @@
 #define MAX_BATCHES 8
 #define IDLE_BETWEEN_LOOKS 4096
 
+/* Broken for good: what is asked of the port takes its time. */
 static void fail(struct verbs_rail *rail, struct verbs_path *path, const struct ibv_wc *wc)
 {
+	struct ibv_port_attr port;
 	const char *hint = "";
 
 	if (wc->status == IBV_WC_RETRY_EXC_ERR)
@@ -25,9 +27,15 @@ static void fail(struct verbs_rail *rail, struct verbs_path *path, const struct 
 		hint = ": the peer refused the address or the key";
 	else if (wc->status == IBV_WC_LOC_PROT_ERR)
 		hint = ": bytes to send are not inside registered memory";
-	m2n__verbs_break(path->ep, "%s:%u, queue pair %u: %s (status %d, vendor error 0x%x)%s",
-		rail->ctx->device->name, rail->port, path->qp->qp_num,
-		m2n__ibv.wc_status_str(wc->status), wc->status, wc->vendor_err, hint);
+	else if (wc->status == IBV_WC_WR_FLUSH_ERR)
+		hint = ": the device gave the queue pair up";
+	memset(&port, 0, sizeof(port));
+	(void)m2n__ibv.query_port(
+		rail->ctx, (uint8_t)rail->port, (struct _compat_ibv_port_attr *)&port);
+	m2n__verbs_break(path->ep, "%s:%u (%s), queue pair %u: %s (status %d, vendor error 0x%x)%s",
+		rail->ctx->device->name, rail->port, m2n__ibv.port_state_str(port.state),
+		path->qp->qp_num, m2n__ibv.wc_status_str(wc->status), wc->status, wc->vendor_err,
+		hint);
 }
 
 static void take_signal(struct verbs_rail *rail, struct verbs_path *path, const struct ibv_wc *wc)
