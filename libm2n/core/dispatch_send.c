@@ -274,9 +274,11 @@ static int begin(struct m2n_channel *ch, const struct m2n_dispatch_send_params *
 		open->send.row_stride = ch->p.row_bytes * (ch->p.cast ? 2 : 1);
 	if (!p->scale_stride)
 		open->send.scale_stride = ch->p.scale_bytes;
-	waited = m2n__rows_prepare(ch, open);
-	if (waited)
-		return waited;
+	if (m2n__ctx_is_messaging(ch->ctx)) {
+		waited = m2n__rows_prepare(ch, open);
+		if (waited)
+			return waited;
+	}
 	open->round = round;
 	open->busy = ch->own_sinks;
 	return rc;

@@ -302,9 +302,11 @@ int m2n_exchange_get(
 	m2n__wait_begin(&w, x->ctx, timeout_ns);
 	while (!complete(x, rx, rx->slot) &&
 		(m2n__rx_up(rx) || m2n__link_coming(&rx->prepared, rx->peer)) &&
-		!(rc = m2n__wait_step(&w)))
-		/* the payload's first line comes along with the signal's, not after it */
+		!(rc = m2n__wait_step(&w))) {
+		/* head and the payload's first line come along with the signal's, not after it */
 		__builtin_prefetch(m2n__rx_head(x, rx, rx->slot) + 1);
+		__builtin_prefetch(m2n__rx_head(x, rx, rx->slot));
+	}
 	m2n__wait_end(&w);
 	if (w.start_ns)
 		m2n__tally_add(&rx->tally.wait_ns, (uint64_t)m2n__waited_ns(&w));

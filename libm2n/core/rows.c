@@ -146,7 +146,7 @@ int m2n__rows_prepare(struct m2n_channel *ch, struct m2n__open *open)
 	int given_scales = ch->p.scale_bytes && !ch->p.cast;
 
 	open->make = ch->p.cast || p->row_weights;
-	if (!m2n__ctx_is_messaging(ch->ctx) || !p->plan->n_rows)
+	if (!p->plan->n_rows)
 		return 0;
 	open->rows_reg =
 		m2n__mem_find(ch->ctx, p->rows, last * p->row_stride + ch->p.row_bytes);
