@@ -52,8 +52,20 @@ int m2n__ucx_check(struct m2n__ep *ep)
 					  m2n__ucx.ucs_status_string(status));
 }
 
+static void set_busy(struct m2n__ucx_ep *e, int busy)
+{
+	struct m2n__ucx_iface *u = m2n__ucx_iface(e->ep.iface);
+
+	if (busy && !e->is_busy)
+		atomic_fetch_add(&u->n_busy, 1);
+	if (!busy && e->is_busy)
+		atomic_fetch_sub(&u->n_busy, 1);
+	e->is_busy = busy;
+}
+
 static void free_ep(struct m2n__ucx_ep *e)
 {
+	set_busy(e, 0);
 	free(e->notes);
 	free(e);
 }
@@ -84,6 +96,7 @@ int m2n__ucx_connect(struct m2n__iface *iface, const void *blob, size_t bytes, s
 		e->notes[i].next = e->free_notes;
 		e->free_notes = &e->notes[i];
 	}
+	set_busy(e, 1);
 	before = m2n__ucx_lock(u);
 	rc = m2n__ucx_table_add(&u->tokens, e, &e->token);
 	m2n__ucx_unlock(u, before);
@@ -194,8 +207,9 @@ static int choose_way(struct m2n__ucx_ep *e, const uint8_t *rkey)
 	status = m2n__ucx.ucp_ep_rkey_unpack(e->ucp_ep, rkey, &e->signal_rkey);
 	if (status)
 		return m2n__ucx_error(status, "reading the key of the peer's signal table");
-	e->is_direct = m2n__ucx.ucp_rkey_ptr(e->signal_rkey, e->signal_base, &table) == UCS_OK ||
-		       has_rdma(e->ucp_ep);
+	if (m2n__ucx.ucp_rkey_ptr(e->signal_rkey, e->signal_base, &table) == UCS_OK)
+		e->signals = table;
+	e->is_direct = e->signals || has_rdma(e->ucp_ep);
 	params->log(params->log_arg, M2N_LOG_DEBUG,
 		e->is_direct ? "ucx: a peer is reached by puts" : "ucx: a peer takes messages");
 	return 0;
@@ -264,7 +278,11 @@ int m2n__ucx_ready(struct m2n__ep *ep)
 		return -EAGAIN;
 	ep->iface->ops->progress(ep->iface);
 	rc = m2n__ucx_check(ep);
-	return rc ? rc : e->is_greeted && !e->n_in_flight ? 0 : -EAGAIN;
+	if (rc || !e->is_greeted || e->n_in_flight)
+		return rc ? rc : -EAGAIN;
+	if (e->signals) /* and the peer, most likely, reaches us as we do it */
+		set_busy(e, 0);
+	return 0;
 }
 
 static void closed(void *request, ucs_status_t status, void *arg)

@@ -21,6 +21,7 @@
 
 #define HOST_ID_BYTES 64
 #define NEEDED_DESCRIPTORS 48
+#define IDLE_TURNS 32     /* calls of progress to one that is made */
 #define PROGRESS_TURNS 16 /* of one call, while there is something to do */
 
 struct ucx_blob {
@@ -192,13 +193,25 @@ static int ucx_reaches(struct m2n__iface *iface, const void *blob, size_t bytes)
 	       m2n__ucx_verify(blob, bytes, sizeof(struct ucx_blob), "address") == 0;
 }
 
+/* Where peers' stores need no progress, UCX gets it now and then: it costs more than the look. */
+static int may_wait(struct m2n__ucx_iface *u)
+{
+	unsigned n;
+
+	if (atomic_load_explicit(&u->n_busy, memory_order_relaxed))
+		return 0;
+	n = atomic_load_explicit(&u->n_idle, memory_order_relaxed) + 1;
+	atomic_store_explicit(&u->n_idle, n, memory_order_relaxed);
+	return n % IDLE_TURNS != 0;
+}
+
 static int ucx_progress(struct m2n__iface *iface)
 {
 	struct m2n__ucx_iface *u = m2n__ucx_iface(iface);
 	struct m2n__iface *before;
 	int n = 0;
 
-	if (!u->worker || pthread_mutex_trylock(&u->lock))
+	if (!u->worker || may_wait(u) || pthread_mutex_trylock(&u->lock))
 		return 0; /* another thread is at it */
 	before = m2n__ucx_enter(iface);
 	for (int i = 0; i < PROGRESS_TURNS; i++) {

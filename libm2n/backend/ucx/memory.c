@@ -148,6 +148,7 @@ int m2n__ucx_import(
 	ucs_status_t status = UCS_OK;
 	struct m2n__iface *before;
 	struct m2n__ucx_rmem *r;
+	void *ptr = NULL;
 	struct key key;
 	int rc = m2n__ucx_verify(bytes, key_bytes, sizeof(key), "key");
 
@@ -164,6 +165,8 @@ int m2n__ucx_import(
 	if (e->is_direct)
 		status = m2n__ucx.ucp_ep_rkey_unpack(
 			e->ucp_ep, (const uint8_t *)bytes + sizeof(key), &r->rkey);
+	if (e->signals && !status)
+		status = m2n__ucx.ucp_rkey_ptr(r->rkey, key.base, &ptr);
 	m2n__ucx_unlock(u, before);
 	if (status) {
 		free(r);
@@ -175,6 +178,7 @@ int m2n__ucx_import(
 	r->rmem.bytes = key.bytes;
 	r->base = e->is_direct ? key.base : key.offset;
 	r->region = key.region;
+	r->ptr = ptr;
 	*rmem = &r->rmem;
 	return 0;
 }

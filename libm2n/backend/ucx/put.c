@@ -12,6 +12,8 @@
 #include "backend/ucx/ucx.h"
 #include "util/error.h"
 
+#define STORED_BYTES 8192 /* of a piece at most, where the peer's memory is mapped */
+
 void m2n__ucx_done(void *request, ucs_status_t status, void *arg)
 {
 	struct m2n__ucx_note *note = arg;
@@ -117,6 +119,33 @@ static int check_put(const struct m2n__ucx_ep *e, const struct m2n__put *put)
 	return 0;
 }
 
+/*
+ * Small pieces to memory that is mapped here: stores, without the lock. 0: this is not such a list,
+ * or something else is under way that its signal must stay behind.
+ */
+static int store(struct m2n__ucx_ep *e, struct m2n__put *put)
+{
+	uint8_t *to = ((struct m2n__ucx_rmem *)put->rmem)->ptr;
+	size_t at = put->offset;
+
+	if (!to || put->next_offset || atomic_load_explicit(&e->n_in_flight, memory_order_relaxed))
+		return 0;
+	for (size_t i = 0; i < put->n_pieces; i++)
+		if (put->pieces[i].bytes > STORED_BYTES)
+			return 0;
+	for (size_t i = 0; i < put->n_pieces; i++) {
+		memcpy(to + at, put->pieces[i].base, put->pieces[i].bytes);
+		at += put->pieces[i].bytes;
+	}
+	put->n_posted = 1;
+	put->n_signals = put->signal != M2N__SIGNAL_NONE;
+	/* G2: the bytes before the signal, pairs with A2 in m2n__rx_ready(). */
+	if (put->n_signals)
+		atomic_store_explicit(
+			&e->signals[put->signal], put->raised + 1, memory_order_release);
+	return 1;
+}
+
 int m2n__ucx_put(struct m2n__ep *ep, struct m2n__put *put)
 {
 	struct m2n__ucx_iface *u = m2n__ucx_iface(ep->iface);
@@ -126,7 +155,7 @@ int m2n__ucx_put(struct m2n__ep *ep, struct m2n__put *put)
 
 	if (!rc)
 		rc = m2n__ucx_check(ep);
-	if (rc)
+	if (rc || store(e, put))
 		return rc;
 	before = m2n__ucx_lock(u);
 	rc = e->is_direct ? put_direct(u, e, put) : m2n__ucx_send(e, put);
@@ -138,13 +167,14 @@ int m2n__ucx_flush(struct m2n__ep *ep)
 {
 	struct m2n__ucx_iface *u = m2n__ucx_iface(ep->iface);
 	struct m2n__ucx_ep *e = m2n__ucx_ep(ep);
-	struct m2n__iface *before = m2n__ucx_lock(u);
-	int is_pending = e->n_in_flight > 0;
+	struct m2n__iface *before;
 
-	if (is_pending)
-		m2n__ucx.ucp_worker_progress(u->worker);
+	if (!atomic_load_explicit(&e->n_in_flight, memory_order_acquire))
+		return 0;
+	before = m2n__ucx_lock(u);
+	m2n__ucx.ucp_worker_progress(u->worker);
 	m2n__ucx_unlock(u, before);
-	return is_pending ? -EAGAIN : 0;
+	return -EAGAIN;
 }
 
 static void flushed(void *request, ucs_status_t status, void *arg)

@@ -7,7 +7,8 @@
  * Data moves in one of two ways, which the sender settles for a connection when it is met:
  *
  *   direct    UCX reaches the peer's memory: ucp_put_nbx() of each piece, a fence, and a put of
- *             the signal word's new value.
+ *             the signal word's new value. Where UCX has the memory mapped, small pieces and the
+ *             signal are plain stores.
  *   messages  it does not (TCP; memory that UCX did not allocate, through posix and sysv). Then
  *             UCX would emulate puts, without a check of the address, and its emulation ends the
  *             process when a put comes from a peer whose endpoint has failed. So we send active
@@ -52,6 +53,8 @@ struct m2n__ucx_iface {
 	int has_cuda;
 	int is_native; /* memory that peers write to is made UCX's own, so that they reach it */
 	struct m2n__mr *signal_mr;
+	atomic_uint n_busy; /* connections that need progress for more than an end of theirs */
+	atomic_uint n_idle; /* calls of progress without any of those */
 	struct m2n__ucx_table regions; /* struct m2n__ucx_mr */
 	struct m2n__ucx_table tokens;  /* struct m2n__ucx_ep */
 };
@@ -61,10 +64,12 @@ struct m2n__ucx_ep {
 	ucp_ep_h ucp_ep; /* NULL before meet() */
 	uint64_t token;  /* that the peer's messages carry */
 	int is_direct;
-	int is_greeted;         /* the peer's hello came */
-	ucp_rkey_h signal_rkey; /* direct */
-	uint64_t signal_base;   /* direct: of the peer's table */
-	uint64_t peer_token;    /* messages */
+	int is_busy;               /* counted in the iface's n_busy */
+	int is_greeted;            /* the peer's hello came */
+	ucp_rkey_h signal_rkey;    /* direct */
+	_Atomic uint64_t *signals; /* direct, where the peer's memory is mapped here */
+	uint64_t signal_base;      /* direct: of the peer's table */
+	uint64_t peer_token;       /* messages */
 	uint32_t n_signals;
 	uint32_t n_in_flight;                  /* requests that are not complete here */
 	int is_flushing, is_closing;           /* such a request is under way */
@@ -89,6 +94,7 @@ struct m2n__ucx_rmem {
 	ucp_rkey_h rkey;            /* direct */
 	uint64_t base;              /* direct: address; messages: offset in the region */
 	uint64_t region;
+	uint8_t *ptr; /* direct, where it is mapped here */
 };
 
 /* Everything that a peer gave starts with this. */
