@@ -106,6 +106,7 @@ static void check_registration(struct rank *rank)
 	pair_open(&p, rank, (const char *[]){NULL});
 	pair_connect(&p);
 	unmapped.base = mmap(NULL, 1 << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	expect_ok(munmap(unmapped.base, 1 << 20));
 	expect_status(-EFAULT, p.ops.reg(p.iface, &unmapped, &mr));
 	expect_text("not all of it is mapped");
 	/* Rows may be sent from what can only be read, but nobody is told to write there. */
