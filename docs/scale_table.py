@@ -17,10 +17,10 @@ from dataclasses import dataclass
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'scale.md')
 OPTIONS = os.path.join(os.path.dirname(PAGE), '..', 'libm2n', 'util', 'option_list.h')
 HEAD = 64
-# Bytes from malloc: of a joined process (context 6,600, group with its record 8,752), of a
-# channel's exchanges, of each connected peer: 6,144 to read frames into, the longest frame sent
-# and a half, peer and connection, and of each link the two ends and their counts.
-JOIN_HEAP, LINKS_HEAP, PEER_HEAP = 16700, 4600, 8100
+# Bytes from malloc: of a joined process (context 6,600, group with its record 8,760); of each
+# exchange; of each connected peer: 6,144 to read frames into, the longest frame sent and a half,
+# peer and connection; of each end of a link: sender or receiver, counts of its slots, a key.
+JOIN_HEAP, EXCHANGE_HEAP, PEER_HEAP, END_HEAP = 16500, 2300, 7500, 340
 # A joined process's pages: its doorbell.
 JOIN_PAGES = 4096
 # Bytes that caller and listener send on a control connection for two exchanges, by backend.
@@ -151,6 +151,17 @@ class Shape:
             return self.m + self.sinks
         return self.n
 
+    def ends(self, roles):
+        """Ends of links: one for each peer of each direction."""
+        total = 0
+        if 'source' in roles:
+            total += self.n * (1 + self.exact)
+        if 'expert' in roles:
+            total += self.m * (1 + self.exact) + (self.sinks or self.m)
+        if 'sink' in roles or ('source' in roles and not self.sinks):
+            total += self.n
+        return total
+
     def roles(self, role, classic=False):
         """All roles of a rank that is here for `role`."""
         if classic:
@@ -206,7 +217,8 @@ class Shape:
         """Bytes from malloc that come with the channel and its connections."""
         roles = self.roles(role, classic)
         state = 704 + sum(self.state_bytes(r) for r in roles)
-        return state + LINKS_HEAP + PEER_HEAP * self.peers(role, classic)
+        return (state + EXCHANGE_HEAP * (2 + self.exact) + END_HEAP * self.ends(roles)
+                + PEER_HEAP * self.peers(role, classic))
 
     def total(self, role, classic=False):
         """All that a process takes for context, group and channel."""
