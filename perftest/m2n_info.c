@@ -2,8 +2,8 @@
 /*
  * m2n_info: what libm2n finds on this machine. Versions, the processor's kernels, the backends
  * with what they chose or why they cannot be used, the RDMA ports, what the launcher says, and
- * every option with the value in force. It opens a context as a program would; when that fails it says why, shows what
- * can be known without one, and ends with status 1.
+ * every option with the value in force. It opens a context as a program would; when that fails it
+ * says why, shows what can be known without one, and ends with status 1.
  *
  * Everything is gathered into one JSON object first; the text form prints that object, so that
  * the two never differ.
