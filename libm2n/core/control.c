@@ -26,6 +26,8 @@
 #include "wire/wire.h"
 
 #define HANDSHAKE_NS INT64_C(10000000000)
+#define MAX_EVENTS 64
+#define MAX_TURNS 16 /* looks in one poll while there are many events */
 #define FRAME_BYTES_MAX (M2N__FRAME_HEAD_BYTES + M2N__FRAME_BODY_MAX)
 
 enum conn_state { DIALING, WAIT_CHALLENGE, WAIT_HELLO, WAIT_PROOF, OPEN, LINGERING, DEAD };
@@ -40,6 +42,8 @@ struct m2n__conn {
 	int dialed;     /* we called */
 	int end_wanted;             /* close as soon as no call writes into the peer's memory */
 	int peer_ended;             /* its end was seen */
+	int is_refused;             /* nobody listens where it called */
+	int is_heard;               /* a frame came since it is open */
 	int64_t deadline_ns;        /* of the handshake */
 	struct m2n__record *record; /* the caller's, until it is proven */
 	uint8_t caller_nonce[M2N__AUTH_NONCE_BYTES];
@@ -168,15 +172,25 @@ static void conn_ended(struct m2n__conn *conn, const char *reason)
 	struct m2n__peer *peer = conn->peer;
 
 	if (conn->state == OPEN) {
+		int is_doubtful = conn->dialed && !conn->is_heard;
+
 		conn->peer_ended = 1;
 		m2n__conn_end(conn, 0);
-		if (peer)
+		if (peer && is_doubtful) {
+			/* Did it die, or not take our proof (too late, say)? Calling again tells. */
+			m2n__peer_lost(peer, M2N_PEER_JOINING, reason);
+			m2n__peer_want(peer);
+			peer->is_doubtful = 1;
+		} else if (peer) {
 			m2n__peer_lost(peer, M2N_PEER_LOST, reason);
+		}
 		return;
 	}
 	kill_conn(conn);
 	if (peer)
 		peer->retry_ns = m2n__deadline_ns(5000000);
+	if (peer && peer->is_doubtful && conn->is_refused)
+		m2n__peer_gone(peer, reason);
 }
 
 static void flush_out(struct m2n__conn *conn)
@@ -464,6 +478,8 @@ static int on_frame(struct m2n__conn *conn, const struct m2n__frame_head *head, 
 	if (conn->state != OPEN)
 		return m2n__error(M2N_ERR_PROTOCOL, "frame of type %u before the peer was proven",
 			head->type);
+	conn->is_heard = 1;
+	conn->peer->is_doubtful = 0;
 	switch (head->type) {
 	case M2N__FRAME_LINK:
 	case M2N__FRAME_UNLINK:
@@ -505,6 +521,7 @@ static void take_frames(struct m2n__conn *conn)
 				m2n__conn_reject(conn, rc);
 			return;
 		}
+		conn->deadline_ns = m2n__deadline_ns(HANDSHAKE_NS);
 		at += M2N__FRAME_HEAD_BYTES + head.body_bytes;
 	}
 	if (conn->state == DEAD)
@@ -572,6 +589,7 @@ static void on_connected(struct m2n__conn *conn)
 	socklen_t bytes = sizeof(error);
 
 	getsockopt(conn->fd, SOL_SOCKET, SO_ERROR, &error, &bytes);
+	conn->is_refused = error == ECONNREFUSED;
 	if (error)
 		conn_ended(conn, strerrordesc_np(error));
 	else
@@ -633,29 +651,37 @@ static void expire(struct m2n_group *group)
 			conn_ended(conn, "the handshake took too long");
 }
 
+static void on_event(struct m2n_group *group, struct m2n__conn *conn, uint32_t events)
+{
+	if (!conn) {
+		accept_all(group);
+		return;
+	}
+	if (conn->state == DIALING && events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
+		on_connected(conn);
+	else if (conn->state != DEAD && events & EPOLLOUT)
+		flush_out(conn);
+	if (conn->state != DEAD && conn->state != DIALING &&
+		events & (EPOLLIN | EPOLLERR | EPOLLHUP))
+		on_readable(conn);
+}
+
 int m2n__control_poll(struct m2n_group *group)
 {
-	struct epoll_event events[64];
-	int n = epoll_wait(group->epoll_fd, events, 64, 0);
+	struct epoll_event events[MAX_EVENTS];
+	int n = MAX_EVENTS, all = 0;
 
-	for (int i = 0; i < n; i++) {
-		struct m2n__conn *conn = events[i].data.ptr;
-
-		if (!conn) {
-			accept_all(group);
-			continue;
-		}
-		if (conn->state == DIALING && events[i].events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
-			on_connected(conn);
-		else if (conn->state != DEAD && events[i].events & EPOLLOUT)
-			flush_out(conn);
-		if (conn->state != DEAD && conn->state != DIALING &&
-			events[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP))
-			on_readable(conn);
+	/* All that came, before anybody is found to be too late. */
+	for (int turn = 0; turn < MAX_TURNS && n == MAX_EVENTS; turn++) {
+		n = epoll_wait(group->epoll_fd, events, MAX_EVENTS, 0);
+		for (int i = 0; i < n; i++)
+			on_event(group, events[i].data.ptr, events[i].events);
+		all += n > 0 ? n : 0;
 	}
-	expire(group);
+	if (n < MAX_EVENTS)
+		expire(group);
 	sweep(group);
-	return n > 0 ? n : 0;
+	return all;
 }
 
 int m2n__control_open(struct m2n_group *group, const char *address)

@@ -281,6 +281,18 @@ void m2n__peer_lost(struct m2n__peer *peer, enum m2n_peer_state state, const cha
 	peer->ep = NULL;
 }
 
+void m2n__peer_gone(struct m2n__peer *peer, const char *reason)
+{
+	if (state_of(peer) == M2N_PEER_LIVE)
+		return;
+	if (peer->wanted)
+		peer->group->n_to_dial--;
+	peer->wanted = 0;
+	peer->is_doubtful = 0;
+	snprintf(peer->reason, sizeof(peer->reason), "%s", reason);
+	set_state(peer, M2N_PEER_LOST);
+}
+
 void m2n__old_eps_close(struct m2n_group *group)
 {
 	struct m2n__old_ep **at = &group->old_eps;

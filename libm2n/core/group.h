@@ -37,6 +37,7 @@ struct m2n__peer {
 	struct m2n__ep *ep;
 	int connecting;   /* the ep is there, but not ready: greetings are under way */
 	int met;          /* the peer's greeting came */
+	int is_doubtful;  /* its connection ended before it said anything */
 	unsigned backend; /* index in the context */
 	int same_host;
 	int64_t retry_ns;
@@ -90,6 +91,8 @@ int m2n__group_poll(struct m2n_group *group);
 void m2n__peer_want(struct m2n__peer *peer);
 /* The peer cannot be used any more: state, reason, its links go down. Under lock. */
 void m2n__peer_lost(struct m2n__peer *peer, enum m2n_peer_state state, const char *reason);
+/* A peer that was being connected is no more there. Under lock. */
+void m2n__peer_gone(struct m2n__peer *peer, const char *reason);
 /* Looks, sleeps for a moment on the control connections, looks again. Takes the lock itself. */
 void m2n__group_wait(struct m2n_group *group);
 /*
