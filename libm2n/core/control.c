@@ -39,7 +39,8 @@ struct m2n__conn {
 	uint64_t id;
 	int fd;
 	enum conn_state state;
-	int dialed;     /* we called */
+	uint32_t watched; /* epoll events */
+	int dialed;       /* we called */
 	int end_wanted;             /* close as soon as no call writes into the peer's memory */
 	int peer_ended;             /* its end was seen */
 	int is_refused;             /* nobody listens where it called */
@@ -60,6 +61,9 @@ static void watch(struct m2n__conn *conn, int op)
 	struct epoll_event event = {.data.ptr = conn};
 
 	event.events = EPOLLIN | (conn->out_bytes || conn->state == DIALING ? EPOLLOUT : 0);
+	if (op == EPOLL_CTL_MOD && event.events == conn->watched)
+		return;
+	conn->watched = event.events;
 	epoll_ctl(conn->group->epoll_fd, op, conn->fd, &event);
 }
 
