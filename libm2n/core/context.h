@@ -57,6 +57,7 @@ struct m2n_ctx {
 	struct m2n__known *known; /* all memory that backends register, under lock */
 	_Atomic(struct m2n__mem_table *) mem_table;
 	struct m2n_channel *exact; /* channels with exact placement, under lock */
+	atomic_uint n_owing;       /* links that owe credits: core/credit.c */
 	atomic_uint n_ungranted;   /* rounds of theirs whose rows wait for a grant */
 	_Atomic int64_t last_poll_ns;
 	int64_t spin_ns;           /* the option, or 0 when ranks outnumber cores */

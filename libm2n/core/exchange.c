@@ -78,6 +78,7 @@ int m2n_exchange_create(struct m2n_group *group, const struct m2n_exchange_param
 	spec.n_slots = p.depth;
 	spec.slot_bytes = p.max_bytes;
 	spec.explicit_credits = 1;
+	spec.in_order = 1;
 	m2n__shape_add(&spec.shape, "max_bytes", p.max_bytes);
 	m2n__shape_add(&spec.shape, "depth", p.depth);
 	rc = m2n__exchange_open(group, &spec, &x);
@@ -192,9 +193,13 @@ static int put_messaging(struct m2n_exchange *x, struct m2n__tx *tx, const struc
 {
 	struct m2n__slot_head head = {.bytes = bytes};
 	size_t n = gather(x, tx, iov, n_iov, bytes);
-	int rc = n > n_iov + 1 ? -ENOMEM
-			   : m2n__tx_put_slot(x, tx, tx->slot, tx->seq, &head, x->pieces, n);
+	int rc;
 
+	if (n > n_iov + 1)
+		return -ENOMEM;
+	if (tx->twin)
+		head.place = m2n__credit_carry(x, tx->twin);
+	rc = m2n__tx_put_slot(x, tx, tx->slot, tx->seq, &head, x->pieces, n);
 	return rc == M2N_ERR_PEER_LOST ? m2n__error_at(rc, "%s: rank %d is lost", x->title,
 						 tx->peer->rank)
 				       : rc;
@@ -325,6 +330,8 @@ int m2n_exchange_get(
 		return m2n__error(M2N_ERR_PROTOCOL, "%s: rank %d says %lu bytes, max_bytes is %zu",
 			x->title, peer, (unsigned long)head->bytes, x->spec.slot_bytes);
 	m2n__rx_take(x, rx, slot, 1);
+	if (!rx->mapped && rx->twin) /* messages come in order, and so do the credits they carry */
+		atomic_store_explicit(&rx->twin->released, head->place, memory_order_release);
 	rx->held = 1;
 	*data = (const uint8_t *)head + sizeof(*head);
 	*bytes = head->bytes;
@@ -344,7 +351,10 @@ int m2n_exchange_release(struct m2n_exchange *x, int peer)
 	rx->held = 0;
 	if (m2n__rx_up(rx)) {
 		m2n__exchange_enter(x, M2N__WRITER_RX);
-		m2n__rx_credit(x, rx, rx->slot, rx->seq);
+		if (rx->mapped)
+			m2n__rx_credit(x, rx, rx->slot, rx->seq);
+		else
+			m2n__credit_owe(x, rx);
 		m2n__exchange_exit(x, M2N__WRITER_RX);
 	}
 	rx->seq++;

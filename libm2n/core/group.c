@@ -434,6 +434,8 @@ int m2n__group_poll(struct m2n_group *group)
 	n += check_connections(group);
 	if (group->graves || group->answers)
 		m2n__graves_poll(group);
+	if (atomic_load_explicit(&group->ctx->n_owing, memory_order_relaxed))
+		m2n__credits_poll(group);
 	return n;
 }
 

@@ -146,6 +146,9 @@ int m2n__link_frame(
 void m2n__group_forget(struct m2n_group *group, int rank);
 void m2n__exchange_close(struct m2n_exchange *exchange);
 struct m2n_exchange *m2n__exchange_next(struct m2n_exchange *exchange);
+/* core/credit.c: pays credits that are owed. Under lock. */
+void m2n__credits_poll(struct m2n_group *group);
+
 /* core/link_end.c: memory of exchanges that were closed. */
 void m2n__graves_poll(struct m2n_group *group);
 /* What still waits is left to the context. */

@@ -113,6 +113,8 @@ static int prepare_rx(struct m2n_exchange *x, struct m2n__rx *rx)
 	rx->seq = 0;
 	rx->slot = 0;
 	rx->held = 0;
+	m2n__credit_forget(x, rx);
+	atomic_store_explicit(&rx->n_released, 0, memory_order_relaxed);
 	memset(rx->head_seen, 0, n * sizeof(*rx->head_seen));
 	memset(rx->body_seen, 0, n * sizeof(*rx->body_seen));
 	if (mapped)
@@ -136,6 +138,7 @@ static int prepare_tx(struct m2n_exchange *x, struct m2n__tx *tx)
 	m2n__exchange_keep_key(x, &tx->slots_rmem);
 	m2n__exchange_keep_key(x, &tx->region_rmem);
 	tx->ep = tx->peer->ep;
+	atomic_store_explicit(&tx->released, 0, memory_order_relaxed);
 	tx->seq = 0;
 	tx->slot = 0;
 	memset(tx->sent, 0, n * sizeof(*tx->sent));
@@ -198,6 +201,7 @@ void m2n__exchange_peer_lost(struct m2n_exchange *x, struct m2n__peer *peer)
 		atomic_store_explicit(&rx->untold, 1, memory_order_relaxed);
 	if (!rx)
 		return;
+	m2n__credit_forget(x, rx);
 	atomic_store_explicit(&rx->admitted, UINT64_MAX, memory_order_relaxed);
 	atomic_store_explicit(&rx->returning, 0, memory_order_relaxed);
 	atomic_store_explicit(&rx->up, 0, memory_order_seq_cst);
@@ -289,6 +293,9 @@ static int init_links(struct m2n_exchange *x)
 		rx->body_seen = rx->head_seen + n;
 		atomic_store_explicit(&rx->admitted, UINT64_MAX, memory_order_relaxed);
 		rx->slots = (uint8_t *)x->area.mem->base + i * x->area_stride;
+		rx->twin = m2n__tx_of(x, rx->peer);
+		if (rx->twin)
+			rx->twin->twin = rx;
 	}
 	return 0;
 }
@@ -495,6 +502,7 @@ static void free_links(struct m2n_exchange *x)
 
 		if (rx->has_signals)
 			m2n__signal_free(x->ctx, rx->signal0, 2 * x->spec.n_slots);
+		m2n__credit_forget(x, rx);
 		m2n__shared_free(x->ctx, &rx->area);
 		m2n__shared_free(x->ctx, &rx->stage);
 		free(rx->head_seen);

@@ -48,6 +48,7 @@ struct m2n__exchange_spec {
 	uint32_t
 		n_spare_slots; /* address space for region slots that a lost peer may still write */
 	int explicit_credits;
+	int in_order; /* slots are released in turn: one number is the credit of all */
 	struct m2n__shape shape;
 	_Atomic uint64_t *tx_round; /* the owner's next round to send; NULL: starts at 0 again */
 };
@@ -80,6 +81,8 @@ struct m2n__tx {
 	_Atomic uint64_t first_round; /* the process behind the link gets rounds from here on */
 	uint64_t seq;             /* public exchange: messages sent */
 	uint32_t slot;            /* public exchange: of the next message */
+	_Atomic uint64_t released; /* in_order: of our messages, as heads of theirs said */
+	struct m2n__rx *twin;      /* the same peer's, NULL: it sends nothing */
 	struct m2n__shared stage;  /* messaging: [n_slots] heads and staged payload */
 	struct m2n__shared bounce; /* [n_slots] payload of memory that is not registered */
 	atomic_int prepared;       /* our side is fresh and the peer was told */
@@ -106,6 +109,9 @@ struct m2n__rx {
 	_Atomic uint64_t first_round;
 	_Atomic uint64_t admitted; /* what the application said of a new process's first round */
 	atomic_int returning;      /* that process is connected again, its rounds go on */
+	_Atomic uint64_t n_released; /* in_order: of the peer's messages */
+	atomic_uint owed;            /* of those, not told yet */
+	struct m2n__tx *twin;        /* the same peer's, NULL: nothing is sent to it */
 	uint64_t seq;  /* public exchange: messages taken */
 	uint32_t slot; /* public exchange: of the next message */
 	int held;
@@ -161,6 +167,11 @@ int m2n__exchange_connect(struct m2n_exchange *exchange, int64_t timeout_ns);
 /* Bytes of receive space, region and words that an exchange of this spec allocates. */
 void m2n__exchange_sizes(
 	const struct m2n__exchange_spec *spec, size_t *area, size_t *region, size_t *words);
+
+/* core/credit.c: in_order, messaging. */
+void m2n__credit_owe(struct m2n_exchange *x, struct m2n__rx *rx); /* one more was released */
+uint64_t m2n__credit_carry(struct m2n_exchange *x, struct m2n__rx *rx); /* for a head */
+void m2n__credit_forget(struct m2n_exchange *x, struct m2n__rx *rx);
 
 /* core/link_frame.c. Under lock. */
 int m2n__link_send(struct m2n_exchange *exchange, struct m2n__peer *peer, struct m2n__tx *tx,
@@ -277,6 +288,16 @@ static inline void m2n__rx_take(
 /* Explicit credit: the slot may be written again. */
 void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint64_t round);
 
+/* in_order, messaging: how many messages the peer has released, as far as it told. */
+static inline uint64_t m2n__tx_released(const struct m2n__tx *tx)
+{
+	/* A11: pairs with R11 in m2n__credit_carry(). */
+	uint64_t paid = atomic_load_explicit(&tx->credits[0], memory_order_acquire);
+	uint64_t carried = atomic_load_explicit(&tx->released, memory_order_acquire);
+
+	return paid > carried ? paid : carried;
+}
+
 /* May the slot be written? */
 static inline int m2n__tx_free(const struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot)
 {
@@ -284,6 +305,12 @@ static inline int m2n__tx_free(const struct m2n_exchange *x, struct m2n__tx *tx,
 		return 1;
 	if (!x->spec.explicit_credits)
 		return 0;
+	if (x->spec.in_order && !tx->slots) {
+		if (tx->sent[slot] > m2n__tx_released(tx))
+			return 0;
+		tx->sent[slot] = 0;
+		return 1;
+	}
 	/* A4: pairs with R4 in m2n__rx_credit(). */
 	if (atomic_load_explicit(&tx->credits[slot * x->credit_step], memory_order_acquire) !=
 		tx->sent[slot])

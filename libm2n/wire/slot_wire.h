@@ -19,7 +19,8 @@ struct m2n__slot_head {
 	_Atomic uint64_t signal; /* 0: round + 1 */
 	_Atomic uint64_t body;   /* 8: round + 1 when the body is complete (mapped) */
 	uint64_t bytes;          /* 16: payload bytes behind this head */
-	uint64_t place;          /* 24: dispatch: where replies go, bytes into the sink's region */
+	uint64_t place;          /* 24: dispatch: where replies go, bytes into the sink's region;
+				  *     exchange: how many messages the writer has released */
 	uint32_t n_rows;         /* 32: rows (routed pairs) */
 	uint32_t n_sent;         /* 36: rows that travel; fewer with dedup */
 	uint32_t map_digest;     /* 40: dispatch: the expert map of this round */
