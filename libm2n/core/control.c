@@ -181,7 +181,7 @@ static void conn_ended(struct m2n__conn *conn, const char *reason)
 		conn->peer_ended = 1;
 		m2n__conn_end(conn, 0);
 		if (peer && is_doubtful) {
-			/* Did it die, or not take our proof (too late, say)? Calling again tells. */
+			/* Did it die, or take our proof for too late? Calling again tells. */
 			m2n__peer_lost(peer, M2N_PEER_JOINING, reason);
 			m2n__peer_want(peer);
 			peer->is_doubtful = 1;

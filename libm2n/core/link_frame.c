@@ -321,8 +321,10 @@ static void drop_pending(struct m2n_group *group, int rank, uint64_t instance)
 		struct m2n__pending *p = *at;
 		struct link_frame f;
 
-		if (p->rank != rank ||
-			(instance && (read_frame(&f, p->body, p->bytes) || f.instance != instance))) {
+		int is_it = p->rank == rank && (!instance || (!read_frame(&f, p->body, p->bytes) &&
+								     f.instance == instance));
+
+		if (!is_it) {
 			at = &p->next;
 			continue;
 		}
@@ -374,7 +376,7 @@ void m2n__link_say(struct m2n__peer *peer, enum m2n__frame_type type, const char
 	m2n__peer_send(peer, type, body, (size_t)(c.at - body));
 }
 
-/* UNLINK: our frame that was seen, exchange. UNLINKED: -, our exchange. START: round, exchange. */
+/* UNLINK: our frame that it took, exchange. UNLINKED: 0, our exchange. START: round, exchange. */
 static int short_frame(
 	struct m2n__peer *peer, enum m2n__frame_type type, const uint8_t *body, size_t bytes)
 {
