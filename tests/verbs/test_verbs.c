@@ -294,6 +294,44 @@ static const struct cut silence = {"VERBS_CONNECT=exchange",
 	"tc qdisc add dev eth0 root netem loss 100%", "tc qdisc del dev eth0 root",
 	"retries are spent"};
 
+/* Greetings with a bit flipped, and cut short: an error or something that never gets ready. */
+static void check_greetings(struct rank *rank)
+{
+	const struct cut *cut = rank->arg; /* its option only */
+	struct pair p, other;
+
+	pair_open(&p, rank, (const char *[]){cut->option, "VERBS_QPS=2", NULL});
+	pair_connect(&p);
+	pair_share(&p);
+	other = p;
+	pair_greet(&other);
+	p.ops.disconnect(other.ep);
+	for (uint32_t i = 0; i < 300; i++) {
+		uint8_t *greeting = malloc(other.greeting_bytes);
+		size_t n = other.greeting_bytes;
+		size_t bit = job_random(13, i, (uint64_t)rank->rank, 0) % (8 * (i % 2 ? 400 : n));
+		int status;
+
+		memcpy(greeting, other.greeting, n);
+		greeting[bit / 8] ^= (uint8_t)(1 << bit % 8);
+		expect_ok(p.ops.connect(
+			p.iface, p.board->blob[p.peer], p.board->blob_bytes[p.peer], &other.ep));
+		expect_status(M2N_ERR_PROTOCOL, p.ops.meet(other.ep, greeting, i));
+		status = p.ops.meet(other.ep, greeting, n);
+		for (int turn = 0; turn < 20 && !status; turn++) {
+			status = p.ops.ready(other.ep);
+			status = status == -EAGAIN ? 0 : status;
+			expect(p.ops.progress(p.iface) >= 0);
+		}
+		p.ops.disconnect(other.ep);
+		free(greeting);
+	}
+	rank_barrier(rank);
+	expect_ok(p.ops.check(p.ep));
+	send_pieces(&p, 3, 1000, 1, 1);
+	pair_close(&p);
+}
+
 /* Each side on its own device: what is between them fails under a put, and is mended. */
 static void check_cut(struct rank *rank)
 {
@@ -350,7 +388,7 @@ static void run(int n_ranks, const char *name, rank_fn fn, const struct cut *cut
 
 int main(void)
 {
-	printf("1..11\n");
+	printf("1..13\n");
 	fflush(stdout);
 	run(1, "ports and addresses that do not exist", check_names, NULL);
 	run(1, "a port that is down", check_port_down, NULL);
@@ -361,6 +399,8 @@ int main(void)
 	run(2, "two rails, three queue pairs, a class for the way back", check_many_paths, NULL);
 	run(2, "a full send queue", check_full_queue, NULL);
 	run(2, "a caller that knows no token", check_stranger, NULL);
+	run(2, "greetings with bits flipped, cm", check_greetings, &cable);
+	run(2, "greetings with bits flipped, exchange", check_greetings, &silence);
 	run(2, "a cable cut under a put, and mended", check_cut, &cable);
 	run(2, "nothing arrives any more, and does again", check_cut, &silence);
 	return failed;

@@ -20,7 +20,6 @@
 #define M2N_IBV_LIST(X) \
 	X(get_device_list,       ibv_get_device_list) \
 	X(free_device_list,      ibv_free_device_list) \
-	X(get_device_name,       ibv_get_device_name) \
 	X(open_device,           ibv_open_device) \
 	X(close_device,          ibv_close_device) \
 	X(query_device,          ibv_query_device) \
