@@ -18,6 +18,7 @@
 #include "core/option.h"
 #include "helpers/job.h"
 #include "helpers/ranks.h"
+#include "util/time.h"
 #include "verbs/pair.h"
 
 static void run_command(const char *command)
@@ -153,6 +154,9 @@ static void send_pieces(
 	pair_put(p, &put);
 	expect_equal(put.n_posted, n_posted);
 	expect_equal(put.n_signals, n_signals);
+	/* Only progress() can have seen that the bytes were sent. */
+	if (n_pieces * bytes > p->iface->max_inline)
+		expect_status(-EAGAIN, p->ops.flush(p->ep));
 	pair_flush(p);
 	while (atomic_load(&p->signals[PAIR_SIGNAL]) < before + n_signals)
 		expect(p->ops.progress(p->iface) >= 0);
@@ -213,6 +217,54 @@ static void check_inline(struct rank *rank)
 	put = (struct m2n__put){.pieces = &longer, .n_pieces = 1, .rmem = p.rmem, .signal = 1};
 	expect_status(-EINVAL, p.ops.put(p.ep, &put));
 	expect_text("not registered");
+	pair_close(&p);
+}
+
+static void check_less_inline(struct rank *rank)
+{
+	struct pair p;
+
+	pair_open(&p, rank, (const char *[]){"VERBS_INLINE=1K", NULL});
+	pair_connect(&p);
+	pair_share(&p);
+	expect(p.iface->max_inline >= 256 && p.iface->max_inline < 1024);
+	expect(strstr(pair_last_log, "M2N_VERBS_INLINE"));
+	send_pieces(&p, 1, p.iface->max_inline, 1, 1);
+	send_pieces(&p, 1, p.iface->max_inline + 1, 1, 1);
+	pair_close(&p);
+}
+
+/* Each sleeps until the other's put: one that is not woken runs into its time limit. */
+static void check_sleep(struct rank *rank)
+{
+	const int64_t limit_ns = 5000000000;
+	const uint8_t byte = 1;
+	const struct m2n__piece piece = {&byte, 1, NULL};
+	struct pair p;
+
+	pair_open(&p, rank, (const char *[]){NULL});
+	pair_connect(&p);
+	pair_share(&p);
+	for (uint64_t turn = 1; turn <= 200; turn++) {
+		struct m2n__put put = {
+			.pieces = &piece, .n_pieces = 1, .rmem = p.rmem, .signal = PAIR_SIGNAL};
+		int64_t start = m2n__now_ns();
+
+		if (rank->rank == 0)
+			pair_put(&p, &put);
+		while (atomic_load(&p.signals[PAIR_SIGNAL]) < turn) {
+			uint32_t ticket = p.ops.arm(p.iface);
+
+			expect(p.ops.progress(p.iface) >= 0);
+			if (atomic_load(&p.signals[PAIR_SIGNAL]) < turn)
+				p.ops.wait(p.iface, ticket, limit_ns);
+			p.ops.disarm(p.iface);
+			expect(p.ops.progress(p.iface) >= 0);
+		}
+		expect(m2n__now_ns() - start < limit_ns);
+		if (rank->rank == 1)
+			pair_put(&p, &put);
+	}
 	pair_close(&p);
 }
 
@@ -388,7 +440,7 @@ static void run(int n_ranks, const char *name, rank_fn fn, const struct cut *cut
 
 int main(void)
 {
-	printf("1..13\n");
+	printf("1..15\n");
 	fflush(stdout);
 	run(1, "ports and addresses that do not exist", check_names, NULL);
 	run(1, "a port that is down", check_port_down, NULL);
@@ -396,6 +448,8 @@ int main(void)
 	run(2, "memory that cannot be registered", check_registration, NULL);
 	run(2, "one path: as few writes as can be, one signal", check_one_path, NULL);
 	run(2, "inline puts", check_inline, NULL);
+	run(2, "less inline than asked for", check_less_inline, NULL);
+	run(2, "asleep until a put comes", check_sleep, NULL);
 	run(2, "two rails, three queue pairs, a class for the way back", check_many_paths, NULL);
 	run(2, "a full send queue", check_full_queue, NULL);
 	run(2, "a caller that knows no token", check_stranger, NULL);
