@@ -249,7 +249,8 @@ static int reply_all(const struct reply *r)
 				ch->title, (unsigned long)r->b->pub.round, tx->peer->rank,
 				m2n__peer_reason(tx->peer));
 		else if (send_reply(r, i, tx))
-			rc = M2N_PARTIAL;
+			rc = m2n__error_at(M2N_PARTIAL, "%s: round %lu: rank %d", ch->title,
+				(unsigned long)r->b->pub.round, tx->peer->rank);
 	}
 	m2n__exchange_exit(ch->reply, M2N__WRITER_TX);
 	if (ch->own_sinks)

@@ -126,7 +126,7 @@ static void put_word(struct m2n_exchange *exchange, int peer, uint64_t word)
 static void check_closed(struct rank *rank)
 {
 	for (uint64_t life = 0; life < 12; life++) {
-		struct m2n_exchange *exchange;
+		struct m2n_exchange *exchange = NULL;
 		const void *data;
 		size_t bytes;
 
