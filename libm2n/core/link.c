@@ -194,6 +194,9 @@ void m2n__exchange_peer_lost(struct m2n_exchange *x, struct m2n__peer *peer)
 	struct m2n__tx *tx = m2n__tx_of(x, peer);
 	struct m2n__rx *rx = m2n__rx_of(x, peer);
 
+	/* What had arrived before we heard of the loss is counted before anybody sees it. */
+	if (rx && m2n__rx_up(rx))
+		(void)m2n__ctx_progress(x->ctx);
 	if (tx)
 		atomic_store_explicit(&tx->up, 0, memory_order_seq_cst);
 	if (rx && m2n__rx_up(rx) &&
