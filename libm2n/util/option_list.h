@@ -66,8 +66,8 @@
 	  "Longest write when there are several rails or queue pairs to a peer.") \
 	X(VERBS_TIMEOUT, verbs_timeout, int, "14", "1..31", "4.096 us * 2^N", \
 	  "How long a queue pair waits for an acknowledgement before it sends again.") \
-	X(VERBS_RETRIES, verbs_retries, int, "7", "0..7", "", \
-	  "How often it sends again before the peer is lost.") \
+	X(VERBS_RETRIES, verbs_retries, int, "6", "0..7", "", \
+	  "How often it sends again before the peer is lost; Soft-RoCE takes 7 for ever.") \
 	X(VERBS_RELAXED_ORDERING, verbs_relaxed_ordering, bool, "yes", "no|yes", "", \
 	  "Devices may write a row's bytes to memory in any order; signals stay behind them.") \
 	X(VERBS_INLINE, verbs_inline, size, "256", "0..1K", "bytes", \
