@@ -102,7 +102,8 @@ static struct m2n__conn *new_conn(struct m2n_group *group, int fd, enum conn_sta
 	conn->deadline_ns = m2n__deadline_ns(HANDSHAKE_NS);
 	conn->next = group->conns;
 	group->conns = conn;
-	tune_socket(group, fd);
+	if (state == DIALING)
+		tune_socket(group, fd); /* one that was accepted has it from the listener */
 	watch(conn, EPOLL_CTL_ADD);
 	return conn;
 }
@@ -561,14 +562,15 @@ static void on_readable(struct m2n__conn *conn)
 	}
 	for (;;) {
 		ssize_t n;
+		size_t room;
 
 		if (grow(&conn->in, &conn->in_room, conn->in_bytes + 4096) ||
 			conn->in_bytes > FRAME_BYTES_MAX) {
 			conn_ended(conn, "no memory for control frames");
 			return;
 		}
-		n = recv(conn->fd, conn->in + conn->in_bytes, conn->in_room - conn->in_bytes,
-			MSG_DONTWAIT);
+		room = conn->in_room - conn->in_bytes;
+		n = recv(conn->fd, conn->in + conn->in_bytes, room, MSG_DONTWAIT);
 		if (n < 0 && (errno == EAGAIN || errno == EINTR))
 			return;
 		if (n <= 0) {
@@ -582,8 +584,8 @@ static void on_readable(struct m2n__conn *conn)
 		}
 		conn->in_bytes += (size_t)n;
 		take_frames(conn);
-		if (conn->state == DEAD || conn->end_wanted)
-			return;
+		if (conn->state == DEAD || conn->end_wanted || (size_t)n < room)
+			return; /* what comes after a short read is an event of its own */
 	}
 }
 
@@ -707,6 +709,8 @@ int m2n__control_open(struct m2n_group *group, const char *address)
 		return m2n__error(M2N_ERR_OPTION, "option ADDRESS: '%s' is not an IP address: %s",
 			address, gai_strerror(rc));
 	group->listen_fd = socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (group->listen_fd >= 0)
+		tune_socket(group, group->listen_fd);
 	if (group->listen_fd < 0 || bind(group->listen_fd, found->ai_addr, found->ai_addrlen) ||
 		listen(group->listen_fd, 1024) ||
 		getsockname(group->listen_fd, (struct sockaddr *)&bound, &bytes) ||

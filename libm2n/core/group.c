@@ -389,12 +389,14 @@ static void dial_all(struct m2n_group *group)
 {
 	int64_t now = m2n__now_ns();
 
+	group->n_retries = 0;
 	for (int r = 0; r < group->n_peers; r++) {
 		struct m2n__peer *peer = group->peers[r];
 
 		if (peer && peer->wanted && !peer->conn && !peer->fatal && !peer->connecting &&
 			peer->retry_ns <= now)
 			dial(peer);
+		group->n_retries += peer && peer->wanted && !peer->conn && peer->retry_ns > now;
 	}
 }
 
@@ -439,14 +441,30 @@ int m2n__group_poll(struct m2n_group *group)
 	return n;
 }
 
-void m2n__group_wait(struct m2n_group *group)
+/*
+ * How long nothing can happen that no control connection tells: calls to make again, connections
+ * that librdmacm or UCX is at, messages. Many ranks of one host that look each millisecond would
+ * have no time for anything else.
+ */
+static int nap_ms(struct m2n_group *group)
+{
+	int nap;
+
+	m2n__ctx_lock(group->ctx);
+	nap = group->n_connecting || group->n_retries ? 1 : M2N__GROUP_NAP_MS;
+	m2n__ctx_unlock(group->ctx);
+	return nap > 5 && m2n__ctx_is_messaging(group->ctx) ? 5 : nap;
+}
+
+void m2n__group_wait(struct m2n_group *group, int max_ms)
 {
 	struct pollfd p = {.fd = group->epoll_fd, .events = POLLIN};
-	int n;
+	int n, ms;
 
 	if (m2n__ctx_poll(group->ctx))
 		return;
-	n = poll(&p, 1, 1);
+	ms = nap_ms(group);
+	n = poll(&p, 1, ms < max_ms ? ms : max_ms);
 	if (n > 0)
 		m2n__ctx_poll(group->ctx);
 }
@@ -516,7 +534,7 @@ int m2n_group_add(struct m2n_group *group, int rank, int64_t timeout_ns)
 	if (!peer)
 		return -EINVAL;
 	while (state_of(peer) != M2N_PEER_LIVE && !rc) {
-		m2n__group_wait(group);
+		m2n__group_wait(group, M2N__GROUP_NAP_MS);
 		m2n__ctx_lock(group->ctx);
 		rc = peer->fatal ? m2n__peer_status(peer) : 0;
 		m2n__ctx_unlock(group->ctx);

@@ -80,6 +80,7 @@ struct m2n_group {
 	uint64_t next_conn_id, next_link_id, next_instance;
 	unsigned n_to_dial; /* peers that drive() must look at */
 	unsigned n_connecting;
+	unsigned n_retries; /* peers to be called again in a moment */
 	unsigned n_broken; /* of all backends' connections, when they were last looked at */
 };
 
@@ -94,7 +95,8 @@ void m2n__peer_lost(struct m2n__peer *peer, enum m2n_peer_state state, const cha
 /* A peer that was being connected is no more there. Under lock. */
 void m2n__peer_gone(struct m2n__peer *peer, const char *reason);
 /* Looks, sleeps for a moment on the control connections, looks again. Takes the lock itself. */
-void m2n__group_wait(struct m2n_group *group);
+void m2n__group_wait(struct m2n_group *group, int max_ms);
+#define M2N__GROUP_NAP_MS 20
 /*
  * Closes connections of lost peers that take part in messaging, when no call uses them: what
  * such a peer had put must not arrive later. (What is mapped stays: stores to it harm nobody.)

@@ -266,6 +266,6 @@ int m2n_group_get(
 			return rc;
 		if (m2n__now_ns() > deadline)
 			return m2n__error(-ETIMEDOUT, "key '%s' did not appear in the store", key);
-		m2n__group_wait(group);
+		m2n__group_wait(group, 1);
 	}
 }

@@ -407,7 +407,7 @@ int m2n__exchange_connect(struct m2n_exchange *x, int64_t timeout_ns)
 		if (m2n__now_ns() > deadline)
 			return m2n__error(-ETIMEDOUT, "%s: rank %d waited for links with ranks%s",
 				x->title, x->group->rank, missing);
-		m2n__group_wait(x->group);
+		m2n__group_wait(x->group, M2N__GROUP_NAP_MS);
 	}
 }
 
