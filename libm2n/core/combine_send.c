@@ -233,7 +233,27 @@ static int wait_credits(
 		       : rc;
 }
 
-static int reply_all(const struct reply *r)
+/*
+ * Rows of a newcomer may be here before the word that its sink is linked: waits for that. Not
+ * as one who writes to peers: connections may have to be closed meanwhile.
+ */
+static int sink_comes(struct m2n_channel *ch, const struct m2n__tx *tx, int64_t timeout_ns)
+{
+	struct m2n__wait w;
+
+	if (m2n__tx_up(tx))
+		return 1;
+	m2n__exchange_exit(ch->reply, M2N__WRITER_TX);
+	m2n__wait_begin(&w, ch->ctx, timeout_ns);
+	while (!m2n__tx_up(tx) && m2n__link_coming(&tx->prepared, tx->peer) &&
+		!m2n__wait_step(&w))
+		;
+	m2n__wait_end(&w);
+	m2n__exchange_enter(ch->reply, M2N__WRITER_TX);
+	return m2n__tx_up(tx);
+}
+
+static int reply_all(const struct reply *r, int64_t timeout_ns)
 {
 	struct m2n_channel *ch = r->ch;
 	int rc = 0;
@@ -244,7 +264,7 @@ static int reply_all(const struct reply *r)
 
 		if (!wants_reply(ch, &r->b->shares[i]))
 			continue;
-		if (!m2n__tx_up(tx))
+		if (!sink_comes(ch, tx, timeout_ns))
 			rc = m2n__error(M2N_PARTIAL, "%s: round %lu: rank %d is lost: %s",
 				ch->title, (unsigned long)r->b->pub.round, tx->peer->rank,
 				m2n__peer_reason(tx->peer));
@@ -317,7 +337,7 @@ int m2n_combine_send(struct m2n_channel *ch, const struct m2n_combine_send_param
 	if (m2n__ctx_is_messaging(ch->ctx) && b->pub.n_rows)
 		r.reg = m2n__mem_find(ch->ctx, r.rows,
 			(b->pub.n_rows - 1) * r.stride + ch->p.out_row_bytes);
-	rc = reply_all(&r);
+	rc = reply_all(&r, p->timeout_ns);
 	b->held = 0;
 	b->pub.segments = NULL;
 	return rc;

@@ -205,7 +205,8 @@ void m2n__exchange_peer_lost(struct m2n_exchange *x, struct m2n__peer *peer)
 	if (!rx)
 		return;
 	m2n__credit_forget(x, rx);
-	atomic_store_explicit(&rx->admitted, UINT64_MAX, memory_order_relaxed);
+	if (atomic_load_explicit(&peer->state, memory_order_relaxed) >= M2N_PEER_LOST)
+		atomic_store_explicit(&rx->admitted, UINT64_MAX, memory_order_relaxed);
 	atomic_store_explicit(&rx->returning, 0, memory_order_relaxed);
 	atomic_store_explicit(&rx->up, 0, memory_order_seq_cst);
 }

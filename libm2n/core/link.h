@@ -374,8 +374,9 @@ static inline int m2n__rx_gets(const struct m2n__rx *rx, uint64_t round)
  */
 static inline int m2n__rx_comes(const struct m2n__rx *rx, uint64_t round)
 {
-	return !m2n__rx_up(rx) &&
-	       atomic_load_explicit(&rx->peer->state, memory_order_relaxed) == M2N_PEER_LIVE &&
+	int state = atomic_load_explicit(&rx->peer->state, memory_order_relaxed);
+
+	return !m2n__rx_up(rx) && (state == M2N_PEER_LIVE || state == M2N_PEER_JOINING) &&
 	       (atomic_load_explicit(&rx->returning, memory_order_relaxed) ||
 		       atomic_load_explicit(&rx->admitted, memory_order_relaxed) <= round);
 }
