@@ -76,7 +76,9 @@ class Host:
     def enter(self):
         """The words before a command that make it run on this host."""
         at = f'/proc/{self.holder.pid}/ns'
-        words = ['nsenter', f'--net={at}/net', f'--mount={at}/mnt']
+        # The root as well: where a test runs in a changed root, that of the namespace is another.
+        words = ['nsenter', f'--net={at}/net', f'--mount={at}/mnt', f'--root={at}/../root',
+                 f'--wd={at}/../cwd']
         return words + ([f'--pid={at}/pid_for_children'] if self.own_pids else [])
 
     def run(self, *command):
@@ -285,25 +287,20 @@ def close_all(ranks):
 
 class PoorLink:
     """
-    Joins two hosts by a link that delays and loses: a veth pair with netem at both ends or, where
-    the kernel has no netem, wire.py. To be given to Net.
+    Joins two hosts by a link that delays and loses: a veth pair with netem at both ends or, for
+    kernels without netem, wire.py. To be given to Net.
     """
 
-    def __init__(self, net, delay_ms, jitter_ms, loss):
+    def __init__(self, net, by_netem, delay_ms, jitter_ms, loss):
         self.hosts = net.hosts
         self.wire = None
-        self.counts = ''
-        net.join()
-        netem = ['tc', 'qdisc', 'add', 'dev', 'eth0', 'root', 'netem', 'delay', f'{delay_ms}ms',
-                 f'{jitter_ms}ms', 'loss', f'{loss * 100}%', 'limit', '100000']
-        try:
-            for host in net.hosts:
-                host.run(*netem)
-            self.kind = 'netem'
-        except (Failure, OSError):
-            self.kind = 'wire.py'
-            net.hosts[0].run('ip', 'link', 'del', 'eth0')
+        if not by_netem:
             self.start_wire([str(word) for word in (delay_ms, jitter_ms, loss)])
+            return
+        net.join()
+        for host in net.hosts:
+            host.run('tc', 'qdisc', 'add', 'dev', 'eth0', 'root', 'netem', 'delay',
+                     f'{delay_ms}ms', f'{jitter_ms}ms', 'loss', f'{loss * 100}%', 'limit', '100000')
 
     def start_wire(self, words):
         self.wire = subprocess.Popen(
@@ -317,8 +314,7 @@ class PoorLink:
         """Ends a wire; how many frames it, or netem, has lost."""
         if self.wire:
             self.wire.stdin.close()
-            self.counts = self.wire.stdout.readline()
-            return int(self.counts.split()[-1])
+            return int(self.wire.stdout.readline().split()[-1])
         told = [host.run('tc', '-s', 'qdisc', 'show', 'dev', 'eth0') for host in self.hosts]
         return sum(int(re.search(r'dropped (\d+)', text)[1]) for text in told)
 
