@@ -7,7 +7,8 @@
  * path reads of a peer (its state) is atomic.
  *
  * Who calls whom: the lower rank calls the higher one, and a rank that replaces a lost one calls
- * everybody. When both call at once the lower rank's call stands.
+ * everybody. A lost process that is to be added again is called by whoever wants it. When both
+ * call at once the lower rank's call stands.
  */
 #ifndef M2N_CORE_GROUP_H
 #define M2N_CORE_GROUP_H

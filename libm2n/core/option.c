@@ -50,7 +50,7 @@ static const struct row rows[] = {M2N_OPTION_LIST(M2N_OPTION_ROW)};
 _Static_assert(N_ROWS <= 64, "from_environment has a bit per row");
 
 /* Variables of M2N_ that are no options: the launcher's, and where the tests find their data. */
-static const char *const not_options[] = {"LOCAL_RANK", "LOCAL_SIZE", "DATA"};
+static const char *const not_options[] = {"LOCAL_RANK", "LOCAL_SIZE", "DATA", "VM_UML"};
 
 const char *m2n__getenv(void *arg, const char *name)
 {

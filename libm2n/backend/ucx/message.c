@@ -122,15 +122,7 @@ static int send_note(struct m2n__ucx_ep *e, unsigned id, struct m2n__ucx_note *n
 	}
 	request = m2n__ucx.ucp_am_send_nbx(
 		e->ucp_ep, id, &note->head, sizeof(note->head), data, count, &param);
-	if (request == NULL)
-		return 0;
-	if (!UCS_PTR_IS_ERR(request)) {
-		e->free_notes = note->next;
-		e->n_in_flight++;
-		return 0;
-	}
-	m2n__ucx_break(e, UCS_PTR_STATUS(request));
-	return m2n__ucx_check(&e->ep);
+	return m2n__ucx_posted(e, note, request);
 }
 
 int m2n__ucx_hello(struct m2n__ucx_ep *e)

@@ -27,6 +27,20 @@ void m2n__ucx_done(void *request, ucs_status_t status, void *arg)
 	m2n__ucx.ucp_request_free(request);
 }
 
+int m2n__ucx_posted(
+	struct m2n__ucx_ep *e, struct m2n__ucx_note *note, ucs_status_ptr_t request)
+{
+	if (request == NULL)
+		return 0;
+	if (!UCS_PTR_IS_ERR(request)) {
+		e->free_notes = note->next;
+		e->n_in_flight++;
+		return 0;
+	}
+	m2n__ucx_break(e, UCS_PTR_STATUS(request));
+	return m2n__ucx_check(&e->ep);
+}
+
 /* One put that has the next free note. 0, or M2N_ERR_PEER_LOST. */
 static int put_bytes(struct m2n__ucx_ep *e, const void *data, size_t bytes, uint64_t to,
 	ucp_rkey_h rkey, ucp_mem_h memh)
@@ -42,15 +56,7 @@ static int put_bytes(struct m2n__ucx_ep *e, const void *data, size_t bytes, uint
 	ucs_status_ptr_t request = m2n__ucx.ucp_put_nbx(e->ucp_ep, data, bytes, to, rkey, &param);
 
 	e->n_posted++;
-	if (request == NULL)
-		return 0;
-	if (!UCS_PTR_IS_ERR(request)) {
-		e->free_notes = note->next;
-		e->n_in_flight++;
-		return 0;
-	}
-	m2n__ucx_break(e, UCS_PTR_STATUS(request));
-	return m2n__ucx_check(&e->ep);
+	return m2n__ucx_posted(e, note, request);
 }
 
 static int raise_signal(struct m2n__ucx_iface *u, struct m2n__ucx_ep *e, struct m2n__put *put)

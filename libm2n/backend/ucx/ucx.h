@@ -150,6 +150,9 @@ int m2n__ucx_make_native(struct m2n__ucx_iface *u, struct m2n__ucx_mr *m);
 int m2n__ucx_put(struct m2n__ep *ep, struct m2n__put *put);
 int m2n__ucx_flush(struct m2n__ep *ep);
 int m2n__ucx_arrived(struct m2n__ep *ep);
+/* What UCX returned for an operation that has the first free note. 0, or M2N_ERR_PEER_LOST. */
+int m2n__ucx_posted(
+	struct m2n__ucx_ep *e, struct m2n__ucx_note *note, ucs_status_ptr_t request);
 /* A request is complete: its note is free again. A callback of UCX. */
 void m2n__ucx_done(void *request, ucs_status_t status, void *note);
 
