@@ -78,6 +78,7 @@ enum m2n__caps {
 };
 
 struct m2n__backend_ops;
+struct m2n__cuda;
 struct m2n__options;
 
 /* What open() is given; borrowed until close(). */
@@ -89,6 +90,7 @@ struct m2n__iface_params {
 	_Atomic uint64_t *signals;   /* the context's signal table [n_signals] */
 	struct m2n__mem *signal_mem; /* the memory it lies in; has pages from connect() on */
 	uint32_t n_signals;
+	struct m2n__cuda *cuda; /* the context's device; NULL: it has none */
 	unsigned index; /* of this backend in struct m2n__reg */
 };
 

@@ -21,14 +21,17 @@ enum m2n__mem_huge {
 	M2N__HUGE_YES = 2, /* hugetlb pages or -ENOMEM */
 };
 
+struct m2n__cuda;
+
 struct m2n__mem {
 	enum m2n__mem_kind kind;
-	void *base;
+	void *base;       /* kind CUDA: an address on the device */
 	size_t bytes;     /* mapped */
 	size_t committed; /* from the start; the rest is address space only */
 	size_t page_bytes;
 	int fd;           /* memfd; -1: the user's memory, or private */
 	int is_private;
+	struct m2n__cuda *cuda; /* kind CUDA: its device; NULL: host memory */
 };
 
 /*
