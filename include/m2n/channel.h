@@ -65,11 +65,12 @@ struct m2n_channel_params {
 	enum m2n_overflow overflow;
 	uint32_t depth;          /* rounds in flight, 1..64; ping-pong wants 3 */
 	int64_t timeout_ns;      /* for linking */
+	enum m2n_memory memory;  /* where rows lie; the same on every rank. CUDA: <m2n/gpu.h> */
 };
 #define M2N_CHANNEL_PARAMS_INIT \
 	{sizeof(struct m2n_channel_params), NULL, NULL, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0, 0, \
 		0, 0, M2N_DTYPE_BF16, M2N_CAST_NONE, M2N_PLACEMENT_SLOT, 0, 0, 0, \
-		M2N_OVERFLOW_ERROR, 3, M2N_TIMEOUT_DEFAULT}
+		M2N_OVERFLOW_ERROR, 3, M2N_TIMEOUT_DEFAULT, M2N_MEMORY_HOST}
 
 /*
  * Bytes that m2n_channel_create() takes on group rank `rank`, by kind. The last two come on top,
@@ -81,9 +82,10 @@ struct m2n_channel_memory {
 	size_t dispatch_bytes; /* receive space for rows (expert role) */
 	size_t reply_bytes;    /* receive space for replies (sink role) */
 	size_t control_bytes;  /* credits, tables */
-	size_t total_bytes;    /* of these three */
+	size_t total_bytes;    /* of these three, and batch_bytes */
 	size_t staging_bytes;  /* heads, counts and credits on their way, if all peers are such */
 	size_t made_bytes;     /* rows and replies on their way, if any have to be made */
+	size_t batch_bytes;    /* CUDA: rows of batches, expert-major (expert role) */
 };
 /* 0 or -EINVAL. Pure: needs no group. */
 M2N_API int m2n_channel_query_memory(const struct m2n_channel_params *params, int rank,

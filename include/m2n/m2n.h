@@ -45,6 +45,7 @@
 #include <m2n/counters.h>
 #include <m2n/exchange.h>
 #include <m2n/export.h>
+#include <m2n/gpu.h>
 #include <m2n/group.h>
 #include <m2n/log.h>
 #include <m2n/map.h>

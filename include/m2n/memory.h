@@ -28,10 +28,18 @@ struct m2n_mem;
 M2N_API int m2n_mem_alloc(struct m2n_ctx *ctx, size_t bytes, struct m2n_mem **mem, void **base);
 
 /*
+ * The same where `memory` says. M2N_MEMORY_CUDA: zeroed device memory of the context's device
+ * that peers can map; `*base` is a device address. M2N_ERR_BACKEND: the context has no device.
+ */
+M2N_API int m2n_mem_alloc_on(struct m2n_ctx *ctx, enum m2n_memory memory, size_t bytes,
+	struct m2n_mem **mem, void **base);
+
+/*
  * Registers memory of the caller, which must stay valid until m2n_mem_deregister(), and that until
- * rounds which send from it are over.
- * 0; -EINVAL (NULL, 0 bytes, not mapped); -ENOMEM, -EFAULT, M2N_ERR_BACKEND with the backend's
- * reason. A backend that starts later may refuse it, too: connecting then fails with its reason.
+ * rounds which send from it are over. Device memory is told by its address; rows of CUDA channels
+ * need no registration.
+ * 0; -EINVAL (NULL, 0 bytes, not mapped, another device's); -ENOMEM, -EFAULT, M2N_ERR_BACKEND
+ * with the backend's reason. A backend that starts later may refuse it, too: connecting then fails with its reason.
  */
 M2N_API int m2n_mem_register(struct m2n_ctx *ctx, void *base, size_t bytes, struct m2n_mem **mem);
 

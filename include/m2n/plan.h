@@ -25,10 +25,11 @@ struct m2n_route_params {
 	const float *weights;      /* [n_tokens, top_k] f32 row-major; NULL: all 1 */
 	uint64_t round;            /* whose map is used; M2N_ROUND_NEXT: the next to send */
 	const uint64_t *mask;      /* bitmap over usable expert rank indexes; NULL: all live */
+	void *stream;              /* CUDA channel: stream; ids and weights lie on the device */
 };
 #define M2N_ROUND_NEXT UINT64_MAX
 #define M2N_ROUTE_PARAMS_INIT \
-	{sizeof(struct m2n_route_params), 0, NULL, NULL, M2N_ROUND_NEXT, NULL}
+	{sizeof(struct m2n_route_params), 0, NULL, NULL, M2N_ROUND_NEXT, NULL, NULL}
 
 /*
  * Routes a micro-batch; the arrays are borrowed for the call (ids and weights are kept inside).

@@ -15,7 +15,7 @@
 #ifndef M2N_ROUND_H
 #define M2N_ROUND_H
 
-#include <m2n/plan.h>
+#include <m2n/gpu.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -32,7 +32,7 @@ struct m2n_dispatch_send_params {
 	                              * NULL: rows as they are. Not with a cast or dedup */
 	int sink;                    /* index of the sink that gets the replies; -1: this source */
 	const uint64_t *mask;        /* bitmap over expert rank indexes in it; NULL: all live */
-	void *stream;                /* CUDA stream; NULL: host memory */
+	void *stream;                /* CUDA channel: stream, NULL is the default one; else NULL */
 	int64_t timeout_ns;          /* to wait for free slots */
 	uint64_t *round;             /* out, may be NULL: the number of this round */
 };
@@ -82,6 +82,10 @@ struct m2n_batch {
 	const uint32_t *expert_rows;  /* [n_local_experts] rows of each local expert */
 	uint32_t n_local_experts;
 	const uint64_t *missing;      /* bitmap over source indexes that sent no rows */
+	/* CUDA channel: device addresses, written in stream order; see m2n_batch_wait(). */
+	uint32_t max_rows;                   /* n_rows at most: room behind `rows` */
+	const uint32_t *device_expert_rows;  /* [n_local_experts] */
+	const uint32_t *device_expert_first; /* [n_local_experts + 1] first row; the last: n_rows */
 };
 
 struct m2n_dispatch_recv_params {

@@ -84,6 +84,8 @@ static int check_numbers(const struct m2n_channel_params *p)
 		return bad(p, "placement", (uint64_t)p->placement, "SLOT, EXACT");
 	if ((unsigned)p->overflow > M2N_OVERFLOW_DROP)
 		return bad(p, "overflow", (uint64_t)p->overflow, "ERROR, DROP");
+	if ((unsigned)p->memory > M2N_MEMORY_CUDA)
+		return bad(p, "memory", (uint64_t)p->memory, "HOST, CUDA");
 	if ((unsigned)p->cast > M2N_CAST_BF16_FP8)
 		return bad(p, "cast", (uint64_t)p->cast, "NONE, BF16_FP8");
 	if (p->cast && p->scale_bytes !=
@@ -289,6 +291,7 @@ static void fill_shape(struct m2n_channel *ch, struct m2n__shape *s)
 	m2n__shape_add(s, "capacity", p->capacity);
 	m2n__shape_add(s, "overflow", (uint64_t)p->overflow);
 	m2n__shape_add(s, "depth", p->depth);
+	m2n__shape_add(s, "memory", (uint64_t)p->memory);
 	ch->shape_map = s->n;
 	m2n__shape_add(s, "digest of the expert map", m2n__channel_map(ch, UINT64_MAX)->digest);
 }
@@ -405,6 +408,7 @@ int m2n_channel_query_memory(
 	memory->dispatch_bytes = area[0] + region[0];
 	memory->reply_bytes = area[1] + region[1];
 	memory->control_bytes = area[2] + words[0] + words[1] + words[2] + state;
+	memory->batch_bytes = 0;
 	memory->total_bytes = memory->dispatch_bytes + memory->reply_bytes + memory->control_bytes;
 	memory->staging_bytes = staging;
 	memory->made_bytes = made;

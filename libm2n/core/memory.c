@@ -307,6 +307,14 @@ int m2n_mem_alloc(struct m2n_ctx *ctx, size_t bytes, struct m2n_mem **mem, void 
 	return rc;
 }
 
+int m2n_mem_alloc_on(struct m2n_ctx *ctx, enum m2n_memory memory, size_t bytes,
+	struct m2n_mem **mem, void **base)
+{
+	if (memory == M2N_MEMORY_HOST)
+		return m2n_mem_alloc(ctx, bytes, mem, base);
+	return m2n__error(M2N_ERR_BACKEND, "m2n_mem_alloc_on: the context has no CUDA device");
+}
+
 int m2n_mem_register(struct m2n_ctx *ctx, void *base, size_t bytes, struct m2n_mem **mem)
 {
 	if (!ctx || !mem || !base || !bytes)

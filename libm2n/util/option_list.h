@@ -24,6 +24,8 @@
 	  "Rounds that write more than this to a peer use non-temporal stores.") \
 	X(KERNELS,    kernels,    text,   "auto",  "auto|scalar|avx2|avx512", "", \
 	  "Row kernels; auto picks the fastest that the processor has.") \
+	X(CUDA_DEVICE, cuda_device, text, "auto", "auto|none|0..", "", \
+	  "GPU of this context; auto: the calling thread's, in a program that uses CUDA already.") \
 	X(HUGE_PAGES, huge_pages, choice, "try",   "no|try|yes", "", \
 	  "Huge pages for slots and for m2n_mem_alloc(); yes fails without them.") \
 	X(SIGNALS,    n_signals,  int,    "65536", "64..16777216", "", \

@@ -35,7 +35,7 @@ static struct m2n_channel_params small(void)
 static void refuse(struct rank *rank, const struct m2n_channel_params *params, const char *field,
 	const char *range)
 {
-	struct m2n_channel_memory memory = {1, 2, 3, 4, 5, 6};
+	struct m2n_channel_memory memory = {1, 2, 3, 4, 5, 6, 7};
 	struct m2n_channel *channel = NULL;
 
 	expect_status(-EINVAL, m2n_channel_create(rank->group, params, &channel));
