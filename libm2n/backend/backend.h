@@ -39,13 +39,13 @@
  *             inside the ep. mr and key hold one lkey/rkey per NIC. arm/wait: completion channel.
  *   ucx       messaging. greeting: the worker's address. put: ucp_put_nbx of each piece,
  *             ucp_worker_fence, then the signal (the key of the table is in the greeting).
- *   nccl      messaging. connect: nothing per peer; put() queues, progress() turns what is queued
- *             into one ncclGroupStart/End per peer set, sizes over greetings and frames;
- *             put/signal windows from 2.30.7 on map one to one.
+ *   nccl      messaging. greeting: the id of a communicator of two for what this side sends. put()
+ *             queues, progress() makes one group of sends of what is queued; a notice tells the
+ *             receiver where to post the matching receives.
  *   fault     an interposer over any mapped one; hides the mapping, so that shm is driven as a
  *             messaging backend, and drops, delays, reorders, truncates, fails.
  *
- * Threads: open/close/connect/greeting/meet/ready/disconnect/reg/dereg/import/release run under
+ * Threads: open/close/connect/greeting/meet/ready/hear/disconnect/reg/dereg/import/release run under
  * the context's lock. put/flush/arrived of one ep, and progress, may be called from several
  * threads: a backend that is not safe for that locks inside (mapped backends need nothing).
  *
@@ -67,6 +67,7 @@
 #define M2N__ADDRESS_BYTES 1024  /* of one iface's address blob at most */
 #define M2N__GREETING_BYTES 8192 /* of one connection's greeting at most */
 #define M2N__MAX_BACKENDS 8
+#define M2N__NOTICE_BYTES 4096 /* of one notice at most */
 #define M2N__SIGNAL_NONE UINT32_MAX
 
 enum m2n__caps {
@@ -75,10 +76,12 @@ enum m2n__caps {
 	M2N__CAP_CUDA_MEMORY = 1 << 2,
 	M2N__CAP_SLEEP = 1 << 3,  /* arm/wait sleep; without it a waiter yields */
 	M2N__CAP_GREETS = 1 << 4, /* connections need greetings to become ready */
+	M2N__CAP_NOTICES = 1 << 5, /* data waits for notices: waits look for them all the time */
 };
 
 struct m2n__backend_ops;
 struct m2n__cuda;
+struct m2n__ep;
 struct m2n__options;
 
 /* What open() is given; borrowed until close(). */
@@ -92,6 +95,14 @@ struct m2n__iface_params {
 	uint32_t n_signals;
 	struct m2n__cuda *cuda; /* the context's device; NULL: it has none */
 	unsigned index; /* of this backend in struct m2n__reg */
+	/*
+	 * Sends a notice to the peer's hear(), in order, over the control connection that the ep
+	 * came up on; none is delivered to another one. From any thread, with the backend's own
+	 * locks held: it is queued, and leaves with the next progress of core. 0, -ENOMEM, or
+	 * -EINVAL: longer than M2N__NOTICE_BYTES.
+	 */
+	int (*say)(void *arg, struct m2n__ep *ep, const void *bytes, size_t n);
+	void *say_arg;
 };
 
 struct m2n__iface {
@@ -107,6 +118,8 @@ struct m2n__iface {
 struct m2n__ep {
 	const struct m2n__backend_ops *ops;
 	struct m2n__iface *iface;
+	void *owner; /* core's: whom the connection is with */
+	uint64_t serial; /* core's: no two are equal */
 };
 
 struct m2n__mr {
@@ -168,6 +181,9 @@ struct m2n__backend_ops {
 	int (*meet)(struct m2n__ep *ep, const void *greeting, size_t bytes);
 	/* 0: the peer may put to us and we to it; -EAGAIN: not yet; else why it cannot be. */
 	int (*ready)(struct m2n__ep *ep);
+	/* A notice of the peer, from meet() on; may come before ready() was 0. Under core's lock.
+	 * An error is the peer's: it broke the protocol and is lost. */
+	int (*hear)(struct m2n__ep *ep, const void *bytes, size_t n);
 	/* Also of a connection that never was ready, or broke. Nothing moves on it afterwards. */
 	void (*disconnect)(struct m2n__ep *ep);
 

@@ -6,6 +6,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include <m2n/status.h>
+
 #include "backend/backend.h"
 #include "util/error.h"
 
@@ -62,6 +64,13 @@ static int no_ready(struct m2n__ep *ep)
 {
 	(void)ep;
 	return 0;
+}
+
+static int no_hear(struct m2n__ep *ep, const void *bytes, size_t n)
+{
+	(void)bytes;
+	return m2n__error(
+		M2N_ERR_PROTOCOL, "a notice of %zu bytes for %s, which takes none", n, ep->ops->name);
 }
 
 static void no_disconnect(struct m2n__ep *ep)
@@ -166,6 +175,7 @@ const struct m2n__backend_ops *m2n__backend_resolve(
 		OR(greeting, no_greeting),
 		OR(meet, no_meet),
 		OR(ready, no_ready),
+		OR(hear, no_hear),
 		OR(disconnect, no_disconnect),
 		OR(reg, no_reg),
 		OR(dereg, no_dereg),

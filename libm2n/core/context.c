@@ -86,6 +86,8 @@ static int open_backend(struct m2n_ctx *ctx, const struct m2n__backend_ops *ops)
 		.signals = ctx->signals,
 		.signal_mem = ctx->signal_mem,
 		.n_signals = (uint32_t)ctx->options.n_signals,
+		.say = m2n__notice_say,
+		.say_arg = ctx,
 	};
 	int rc;
 
@@ -240,6 +242,8 @@ int m2n_ctx_open(const struct m2n_ctx_params *params, struct m2n_ctx **ctx_out)
 	pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
 	pthread_mutex_init(&ctx->lock, &recursive);
 	pthread_mutexattr_destroy(&recursive);
+	pthread_mutex_init(&ctx->notice_lock, NULL);
+	ctx->notices_end = &ctx->notices;
 	rc = m2n__options_parse(&ctx->options, p.backend, p.options, m2n__environment(),
 		m2n__getenv, NULL, warning, sizeof(warning));
 	if (!rc) {
@@ -275,6 +279,7 @@ void m2n_ctx_close(struct m2n_ctx *ctx)
 	m2n__mem_free(ctx->signal_mem);
 	free(ctx->free_signals);
 	m2n__options_clear(&ctx->options);
+	pthread_mutex_destroy(&ctx->notice_lock);
 	pthread_mutex_destroy(&ctx->lock);
 	free(ctx);
 }
@@ -306,7 +311,8 @@ int m2n__ctx_poll_sometimes(struct m2n_ctx *ctx, int64_t now_ns)
 {
 	int64_t last = atomic_load_explicit(&ctx->last_poll_ns, memory_order_relaxed);
 
-	if (now_ns - last < 1000000)
+	if (now_ns - last < 1000000 &&
+		!atomic_load_explicit(&ctx->notices_matter, memory_order_relaxed))
 		return 0;
 	atomic_store_explicit(&ctx->last_poll_ns, now_ns, memory_order_relaxed);
 	return m2n__ctx_poll(ctx);

@@ -32,6 +32,8 @@ struct m2n__signal_range { /* a range that was given back */
 	uint32_t n;
 };
 
+struct m2n__notice;
+
 struct m2n_ctx {
 	struct m2n__options options;
 	struct m2n__log log;
@@ -56,9 +58,17 @@ struct m2n_ctx {
 	struct m2n__grave *graves; /* of groups that were left: peers may still write to them */
 	struct m2n__known *known; /* all memory that backends register, under lock */
 	_Atomic(struct m2n__mem_table *) mem_table;
+	struct m2n__cuda *cuda; /* the context's device; NULL: none, for cuda_reason */
+	char cuda_reason[512];
+	struct m2n__gpu_thread *gpu_thread; /* runs while there are channels in CUDA memory */
 	struct m2n_channel *exact; /* channels with exact placement, under lock */
 	atomic_uint n_owing;       /* links that owe credits: core/credit.c */
 	atomic_uint n_ungranted;   /* rounds of theirs whose rows wait for a grant */
+	pthread_mutex_t notice_lock; /* of the queue; nothing is locked under it */
+	struct m2n__notice *notices, **notices_end;
+	atomic_uint n_notices;
+	atomic_int notices_matter; /* a backend whose data waits for them was started */
+	uint64_t n_eps;            /* connections so far, under lock */
 	_Atomic int64_t last_poll_ns;
 	int64_t spin_ns;           /* the option, or 0 when ranks outnumber cores */
 	atomic_uint n_local_peers; /* processes on this host that are connected, with this one */
@@ -76,6 +86,11 @@ int m2n__ctx_poll_sometimes(struct m2n_ctx *ctx, int64_t now_ns);
 /* Sends the rows of all channels whose grants came. Any wait does: peers may depend on them. */
 void m2n__grants_poll(struct m2n_ctx *ctx);
 
+/* Queues a notice of a backend (struct m2n__iface_params, `say`). */
+int m2n__notice_say(void *ctx, struct m2n__ep *ep, const void *bytes, size_t n);
+/* Sends what is queued, if the lock is free. */
+void m2n__notices_send(struct m2n_ctx *ctx);
+
 /* Moves what messaging backends have. On the data path: no lock. */
 static inline int m2n__ctx_progress(struct m2n_ctx *ctx)
 {
@@ -85,6 +100,8 @@ static inline int m2n__ctx_progress(struct m2n_ctx *ctx)
 
 	for (unsigned i = 0; i < n; i++)
 		events += ctx->polled[i]->ops->progress(ctx->polled[i]);
+	if (atomic_load_explicit(&ctx->n_notices, memory_order_relaxed))
+		m2n__notices_send(ctx);
 	return events;
 }
 
@@ -106,6 +123,9 @@ struct m2n__shared {
 	const struct m2n__reg *reg;
 };
 int m2n__shared_alloc(struct m2n_ctx *ctx, size_t bytes, size_t commit, struct m2n__shared *s);
+/* The same of a kind of memory; CUDA memory is all there at once. */
+int m2n__shared_alloc_on(struct m2n_ctx *ctx, enum m2n__mem_kind kind, size_t bytes, size_t commit,
+	struct m2n__shared *s);
 /* For bytes on their way out only: no peer reaches it. Takes the lock. */
 int m2n__staging_alloc(struct m2n_ctx *ctx, size_t bytes, struct m2n__shared *s);
 void m2n__shared_free(struct m2n_ctx *ctx, struct m2n__shared *s);

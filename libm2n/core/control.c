@@ -493,6 +493,8 @@ static int on_frame(struct m2n__conn *conn, const struct m2n__frame_head *head, 
 		return m2n__link_frame(conn->peer, head->type, body, head->body_bytes);
 	case M2N__FRAME_GREET:
 		return m2n__peer_greeted(conn->peer, body, head->body_bytes);
+	case M2N__FRAME_NOTICE:
+		return m2n__peer_noticed(conn->peer, body, head->body_bytes);
 	case M2N__FRAME_BYE:
 		m2n__peer_lost(conn->peer, M2N_PEER_LEFT, "it left the group");
 		return 0;

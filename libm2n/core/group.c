@@ -122,6 +122,10 @@ static int connect_backend(struct m2n__peer *peer, const struct m2n__record *rec
 	if (rc)
 		return m2n__error_at(rc, "rank %d to rank %d", peer->group->rank, peer->rank);
 	peer->ep->ops = &b->ops;
+	peer->ep->owner = peer;
+	peer->ep->serial = ++ctx->n_eps;
+	if (b->ops.caps & M2N__CAP_NOTICES)
+		atomic_store_explicit(&ctx->notices_matter, 1, memory_order_relaxed);
 	rc = m2n__backend_started(ctx, peer->backend);
 	if (rc)
 		b->ops.disconnect(peer->ep);

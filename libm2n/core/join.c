@@ -168,6 +168,7 @@ int m2n_group_join(
 
 static void free_peers(struct m2n_group *group)
 {
+	m2n__notices_forget(group);
 	for (int r = 0; r < group->n_peers; r++) {
 		struct m2n__peer *peer = group->peers[r];
 

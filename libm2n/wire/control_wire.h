@@ -12,7 +12,7 @@
  *   12     4    zero
  *
  * Order: HELLO ->, <- CHALLENGE, PROOF ->, then either way GREET (where the backend needs one),
- * LINK, START, UNLINK, UNLINKED, BYE. REJECT ends a connection with a reason.
+ * NOTICE, LINK, START, UNLINK, UNLINKED, BYE. REJECT ends a connection with a reason.
  */
 #ifndef M2N_CONTROL_WIRE_H
 #define M2N_CONTROL_WIRE_H
@@ -35,6 +35,7 @@ enum m2n__frame_type {
 	M2N__FRAME_START = 8,
 	M2N__FRAME_GREET = 9,
 	M2N__FRAME_UNLINKED = 10,
+	M2N__FRAME_NOTICE = 11,
 };
 
 struct m2n__frame_head {
