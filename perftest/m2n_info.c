@@ -9,7 +9,6 @@
  * the two never differ.
  */
 #include <argp.h>
-#include <jansson.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +21,7 @@
 #include "bootstrap/launcher.h"
 #include "core/option.h"
 #include "info_devices.h"
+#include "json.h"
 #include "kernel/kernel.h"
 
 #define SCHEMA "m2n_info 1"
@@ -440,7 +440,7 @@ static void take_line(void *lines, enum m2n_log_level level, const char *text)
 static int print_all(const json_t *info, const struct args *args)
 {
 	if (args->json) {
-		json_dumpf(info, stdout, JSON_INDENT(2));
+		json_dumpf(info, stdout, 2);
 		putchar('\n');
 	} else if (args->options) {
 		print_options(info);

@@ -5,8 +5,9 @@
  */
 #include "cases.h"
 
-#include <jansson.h>
 #include <math.h>
+
+#include "json.h"
 
 #define SCHEMA "m2n_perf/1"
 
@@ -161,7 +162,7 @@ static json_t *root_json(const struct perf_args *args, json_t *cases)
 static bool write_json(FILE *file, json_t *root)
 {
 	bool ok = root != NULL &&
-		  json_dumpf(root, file, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) == 0;
+		  json_dumpf(root, file, 1) == 0;
 
 	json_decref(root);
 	return ok && fputc('\n', file) != EOF;
