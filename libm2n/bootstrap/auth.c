@@ -15,6 +15,7 @@
 
 _Static_assert(M2N__AUTH_KEY_BYTES == crypto_auth_KEYBYTES, "key size of crypto_auth()");
 _Static_assert(M2N__AUTH_PROOF_BYTES == crypto_auth_BYTES, "proof size of crypto_auth()");
+_Static_assert(sizeof(M2N__AUTH_NO_PROOF) == M2N__AUTH_PROOF_BYTES + 1, "as long as a proof");
 
 static const char key_label[] = "libm2n shared secret, 1";
 static const char proof_label[] = "libm2n proof, 1";
@@ -91,6 +92,9 @@ int m2n__auth_check(const struct m2n__auth_key *key, enum m2n__auth_role role,
 	m2n__auth_prove(key, role, caller_nonce, listener_nonce, context, context_bytes, expected);
 	differs = sodium_memcmp(expected, proof, sizeof(expected));
 	sodium_memzero(expected, sizeof(expected));
+	if (differs && memcmp(proof, M2N__AUTH_NO_PROOF, sizeof(expected)) == 0)
+		return m2n__error(M2N_ERR_AUTH,
+			"the other side's libm2n was built without libsodium and proves nothing");
 	if (differs)
 		return m2n__error(M2N_ERR_AUTH, "the proof of the shared secret is wrong");
 	return 0;

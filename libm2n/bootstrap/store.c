@@ -11,8 +11,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <sodium.h>
-
 #include "bootstrap/store_impl.h"
 #include "util/error.h"
 #include "wire/store_wire.h"
@@ -176,7 +174,7 @@ int m2n_store_server_start(const char *listen, const char *secret, char *url, si
 	if (status)
 		goto free_server;
 	status = m2n__store_server_start(host, port, &key, &s->inner, &port);
-	sodium_memzero(&key, sizeof(key));
+	explicit_bzero(&key, sizeof(key));
 	if (status)
 		goto free_server;
 	if (!host[0] &&

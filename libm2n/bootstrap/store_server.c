@@ -15,8 +15,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <sodium.h>
-
 #include "bootstrap/sock.h"
 #include "bootstrap/store.h"
 #include "bootstrap/store_session.h"
@@ -190,7 +188,7 @@ static void destroy(struct m2n__store_server *s)
 		close(s->listen_fd);
 	if (s->stop_fd >= 0)
 		close(s->stop_fd);
-	sodium_memzero(&s->shared.key, sizeof(s->shared.key));
+	explicit_bzero(&s->shared.key, sizeof(s->shared.key));
 	free(s->shared.sessions);
 	free(s->polls);
 	free(s);

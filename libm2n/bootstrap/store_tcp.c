@@ -12,8 +12,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <sodium.h>
-
 #include "bootstrap/sock.h"
 #include "bootstrap/store_impl.h"
 #include "bootstrap/store_session.h"

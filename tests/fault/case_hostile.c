@@ -13,6 +13,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "bootstrap/auth.h"
 #include "bootstrap/store.h"
 #include "core/record.h"
 #include "fault/fault.h"
@@ -219,7 +220,12 @@ static int hostile_with(const struct conf *conf, const char *secret)
 {
 	struct ranks_opts opts = conf->opts;
 	struct job job = hostile_job;
+	struct m2n__auth_key key;
 
+	if (m2n__auth_key_derive(secret, &key) != 0) {
+		printf("# %s\n", m2n_error_text());
+		return RANKS_SKIP;
+	}
 	opts.bare = 1;
 	opts.secret = secret;
 	return ranks_run(N_RANKS + 1, run_rank, &job, &opts);

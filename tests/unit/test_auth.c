@@ -93,6 +93,10 @@ static void every_input_counts(void **state)
 	assert_int_equal(CHECK(&key, M2N__AUTH_CALLER, caller, listener, "grouq", 5), M2N_ERR_AUTH);
 	assert_int_equal(CHECK(&key, M2N__AUTH_CALLER, caller, listener, "group", 4), M2N_ERR_AUTH);
 #undef CHECK
+	assert_int_equal(m2n__auth_check(&key, M2N__AUTH_CALLER, caller, listener, "group", 5,
+				 (const uint8_t *)M2N__AUTH_NO_PROOF),
+		M2N_ERR_AUTH);
+	assert_non_null(strstr(m2n_error_text(), "without libsodium"));
 	for (size_t i = 0; i < sizeof(proof); i++) {
 		proof[i] ^= 1;
 		assert_int_equal(m2n__auth_check(&key, M2N__AUTH_CALLER, caller, listener, "group",
