@@ -61,19 +61,29 @@ enum {
 	M2N__CU_DEINITIALIZED = 4,
 	M2N__CU_NO_DEVICE = 100,
 	M2N__CU_INVALID_DEVICE = 101,
+	M2N__CU_INVALID_IMAGE = 200,
 	M2N__CU_INVALID_CONTEXT = 201,
 	M2N__CU_ALREADY_MAPPED = 208,
 	M2N__CU_NO_BINARY_FOR_GPU = 209,
 	M2N__CU_PEER_ACCESS_UNSUPPORTED = 217,
-	M2N__CU_PEER_ACCESS_ALREADY_ENABLED = 704,
+	M2N__CU_UNSUPPORTED_PTX = 222, /* newer than the driver */
 	M2N__CU_INVALID_HANDLE = 400,
+	M2N__CU_ILLEGAL_STATE = 401,
+	M2N__CU_NOT_FOUND = 500,
 	M2N__CU_NOT_READY = 600,
 	M2N__CU_ILLEGAL_ADDRESS = 700,
+	M2N__CU_PEER_ACCESS_ALREADY_ENABLED = 704,
 	M2N__CU_NOT_PERMITTED = 800,
 	M2N__CU_NOT_SUPPORTED = 801,
 	M2N__CU_CAPTURE_UNSUPPORTED = 900,
 	M2N__CU_CAPTURE_INVALIDATED = 901,
+	M2N__CU_CAPTURE_MERGE = 902,
+	M2N__CU_CAPTURE_UNMATCHED = 903,
+	M2N__CU_CAPTURE_UNJOINED = 904,
 	M2N__CU_CAPTURE_ISOLATION = 905,
+	M2N__CU_CAPTURE_IMPLICIT = 906,
+	M2N__CU_CAPTURED_EVENT = 907,
+	M2N__CU_CAPTURE_WRONG_THREAD = 908,
 };
 
 /* Device attributes, pointer attributes, flags. */
@@ -111,6 +121,7 @@ enum {
 	M2N__CU_WAIT_FLUSH = 1 << 30,
 	M2N__CU_CAPTURE_NONE = 0,
 	M2N__CU_CAPTURE_ACTIVE = 1,
+	M2N__CU_CAPTURE_SPOILED = 2,
 	M2N__CU_CAPTURE_MODE_GLOBAL = 0,
 	M2N__CU_CAPTURE_MODE_THREAD = 1,
 	M2N__CU_CAPTURE_MODE_RELAXED = 2,
@@ -118,7 +129,8 @@ enum {
 
 /* clang-format off */
 /* X(field, exported name, parameters): all return m2n__cu_result. */
-#define M2N__CUDA_DRIVER(X) \
+#define M2N__CUDA_DRIVER(X) M2N__CUDA_DRIVER_REQUIRED(X) M2N__CUDA_DRIVER_OPTIONAL(X)
+#define M2N__CUDA_DRIVER_REQUIRED(X) \
 	X(init, "cuInit", (unsigned flags)) \
 	X(driver_version, "cuDriverGetVersion", (int *version)) \
 	X(error_name, "cuGetErrorName", (m2n__cu_result error, const char **text)) \
@@ -192,7 +204,9 @@ enum {
 	X(vmm_access, "cuMemSetAccess", (m2n__cu_ptr at, size_t bytes, const struct m2n__cu_access *access, size_t n)) \
 	X(vmm_retain, "cuMemRetainAllocationHandle", (m2n__cu_handle *handle, void *at)) \
 	X(vmm_export, "cuMemExportToShareableHandle", (void *fd, m2n__cu_handle handle, int type, unsigned long long flags)) \
-	X(vmm_import, "cuMemImportFromShareableHandle", (m2n__cu_handle *handle, void *fd, int type)) \
+	X(vmm_import, "cuMemImportFromShareableHandle", (m2n__cu_handle *handle, void *fd, int type))
+/* Fields that may be NULL: some platforms' drivers lack them. */
+#define M2N__CUDA_DRIVER_OPTIONAL(X) \
 	X(range_handle, "cuMemGetHandleForAddressRange", (void *handle, m2n__cu_ptr at, size_t bytes, int type, \
 		unsigned long long flags)) \
 	X(flush_rdma_writes, "cuFlushGPUDirectRDMAWrites", (int target, int scope))
