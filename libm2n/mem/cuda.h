@@ -55,11 +55,15 @@ void m2n__cuda_close(struct m2n__cuda *cuda); /* NULL is allowed */
 
 /*
  * Loads an image (fatbin, NULL-terminated names) and looks up its kernels. 0; M2N_ERR_BACKEND
- * (image NULL: built without nvcc; no code for this device, with its compute capability).
+ * (image NULL: built without nvcc; no code for this device, with its compute capability). Once
+ * loaded, later calls do nothing.
  */
 int m2n__cuda_load(struct m2n__cuda *cuda, const void *image, const char *const *names);
 
-/* The driver's result as an error of ours, with its name and words behind `what`. */
+/*
+ * The driver's result as an error of ours, with its name and words behind `what`: -ENOMEM; -EINVAL
+ * for a wrong value, handle or state (captures too); -ENOTSUP; else M2N_ERR_BACKEND.
+ */
 int m2n__cuda_error(const struct m2n__cuda *cuda, m2n__cu_result result, const char *what, ...)
 	__attribute__((format(printf, 3, 4)));
 
@@ -76,8 +80,9 @@ int m2n__cuda_launch(const struct m2n__cuda *cuda, unsigned kernel, unsigned n_b
 	unsigned n_threads, size_t shared_bytes, void *stream, const void *args);
 
 /*
- * Device memory, zeroed before the call returns; can be passed to other processes. -ENOMEM with
- * size, free and total; -EINVAL for 0.
+ * Device memory, zeroed before the call returns; can be passed to other processes, so it has whole
+ * blocks of 2 MiB to itself. -ENOMEM with size, free and total; -EINVAL for 0. m2n__mem_free()
+ * waits, as the driver does, for all that the device was told to do.
  */
 int m2n__mem_alloc_cuda(struct m2n__cuda *cuda, size_t bytes, struct m2n__mem **mem);
 /*
@@ -85,7 +90,7 @@ int m2n__mem_alloc_cuda(struct m2n__cuda *cuda, size_t bytes, struct m2n__mem **
  * freed: the text says which), or the range leaves its allocation.
  */
 int m2n__mem_wrap_cuda(struct m2n__cuda *cuda, void *base, size_t bytes, struct m2n__mem **mem);
-/* Pinned host memory, zeroed, at the same address on the device. -ENOMEM. */
+/* Pinned host memory, zeroed, at the same address on the device. -ENOMEM; -EINVAL for 0. */
 int m2n__cuda_pinned_alloc(struct m2n__cuda *cuda, size_t bytes, void **at);
 void m2n__cuda_pinned_free(struct m2n__cuda *cuda, void *at); /* NULL is allowed */
 

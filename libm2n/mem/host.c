@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "mem/cuda_memory.h"
 #include "mem/limit.h"
 #include "util/error.h"
 
@@ -194,6 +195,8 @@ static int fill(struct m2n__mem *mem, size_t bytes, size_t commit, enum pages pa
 
 static void release(struct m2n__mem *mem)
 {
+	if (mem->kind == M2N__MEM_CUDA)
+		m2n__mem_release_cuda(mem);
 	if (mem->fd < 0 && !mem->is_private)
 		return;
 	if (mem->base)

@@ -31,6 +31,7 @@ struct m2n__mem {
 	size_t page_bytes;
 	int fd;           /* memfd; -1: the user's memory, or private */
 	int is_private;
+	int is_ours;      /* kind CUDA: allocated here, not the user's */
 	struct m2n__cuda *cuda; /* kind CUDA: its device; NULL: host memory */
 };
 

@@ -34,7 +34,7 @@ struct m2n_double_await_args { /* "m2n_double_await": until the u64 at `at` is >
 	uint64_t at, value;
 };
 
-/* The functions; types for m2n_double_symbol(). */
+/* The functions; call them as M2N_DOUBLE(m2n_double_blocks)(). */
 void m2n_double_read_counters(struct m2n_double_counters *counters);
 /* Calls of a driver function so far, by exported name; UINT64_MAX: no such function. */
 uint64_t m2n_double_calls(const char *symbol);
@@ -57,5 +57,6 @@ static inline void *m2n_double_symbol(const char *name)
 		dlclose(handle);
 	return symbol;
 }
+#define M2N_DOUBLE(function) ((__typeof__(&(function)))m2n_double_symbol(#function))
 
 #endif
