@@ -10,6 +10,7 @@
 
 #include <m2n/status.h>
 
+#include "backend/common/gpu_flush.h"
 #include "backend/ucx/ucx.h"
 #include "util/error.h"
 
@@ -24,6 +25,31 @@ struct key {
 	/* the packed rkey */
 };
 
+ucs_memory_type_t m2n__ucx_memory_type(const struct m2n__mem *mem)
+{
+	return mem->kind == M2N__MEM_CUDA ? UCS_MEMORY_TYPE_CUDA : UCS_MEMORY_TYPE_HOST;
+}
+
+int m2n__ucx_no_device(void)
+{
+	return m2n__error(-ENOTSUP,
+		"ucx: no transport to this peer reaches GPU memory: look at UCX_TLS (rc, dc or "
+		"cuda_ipc with cuda_copy) and at ucx_info -d");
+}
+
+static int prepare_device(const struct m2n__ucx_iface *u, const struct m2n__mem *mem)
+{
+	const struct m2n__cuda *cuda = mem->cuda ? mem->cuda : u->iface.params.cuda;
+
+	if (!u->has_cuda)
+		return m2n__error(-ENOTSUP,
+			"ucx: this UCX was built without CUDA, or UCX_TLS leaves it out: GPU "
+			"memory cannot be registered; ucx_info -d shows cuda_copy where it can");
+	if (cuda)
+		m2n__gpu_order_copies(cuda, mem);
+	return 0;
+}
+
 int m2n__ucx_reg(struct m2n__iface *iface, const struct m2n__mem *mem, struct m2n__mr **mr)
 {
 	struct m2n__ucx_iface *u = m2n__ucx_iface(iface);
@@ -32,18 +58,16 @@ int m2n__ucx_reg(struct m2n__iface *iface, const struct m2n__mem *mem, struct m2
 			      UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE,
 		.address = mem->base,
 		.length = mem->bytes,
-		.memory_type =
-			mem->kind == M2N__MEM_CUDA ? UCS_MEMORY_TYPE_CUDA : UCS_MEMORY_TYPE_HOST,
+		.memory_type = m2n__ucx_memory_type(mem),
 	};
 	struct m2n__iface *before;
 	struct m2n__ucx_mr *m;
 	ucs_status_t status;
 	int rc;
 
-	if (mem->kind == M2N__MEM_CUDA && !u->has_cuda)
-		return m2n__error(-ENOTSUP,
-			"ucx: this UCX was built without CUDA, or UCX_TLS leaves it out: GPU "
-			"memory cannot be registered");
+	rc = mem->kind == M2N__MEM_CUDA ? prepare_device(u, mem) : 0;
+	if (rc)
+		return rc;
 	m = calloc(1, sizeof(*m));
 	if (!m)
 		return m2n__error(-ENOMEM, "ucx: no memory for a registration");
@@ -54,8 +78,11 @@ int m2n__ucx_reg(struct m2n__iface *iface, const struct m2n__mem *mem, struct m2
 	status = m2n__ucx.ucp_mem_map(u->context, &params, &m->memh);
 	if (status)
 		rc = m2n__ucx_error(status,
-			"registering memory (a small limit of locked memory, ulimit -l, is the "
-			"common reason)");
+			mem->kind == M2N__MEM_CUDA
+				? "registering GPU memory (is nvidia-peermem loaded, or dma-buf "
+				  "there? see UCX_IB_GPU_DIRECT_RDMA)"
+				: "registering memory (a small limit of locked memory, ulimit -l, "
+				  "is the common reason)");
 	else
 		rc = m2n__ucx_table_add(&u->regions, m, &m->region);
 	if (rc && !status)
@@ -134,9 +161,7 @@ static int check_key(const struct m2n__ucx_ep *e, const struct key *key, size_t 
 	if (!e->ucp_ep)
 		return m2n__error(-EINVAL, "ucx: a key before the greeting");
 	if (key->kind == M2N__MEM_CUDA && !e->is_direct)
-		return m2n__error(-ENOTSUP,
-			"ucx: no transport to this peer reaches GPU memory: look at UCX_TLS and at "
-			"ucx_info -d");
+		return m2n__ucx_no_device();
 	return 0;
 }
 
@@ -165,7 +190,8 @@ int m2n__ucx_import(
 	if (e->is_direct)
 		status = m2n__ucx.ucp_ep_rkey_unpack(
 			e->ucp_ep, (const uint8_t *)bytes + sizeof(key), &r->rkey);
-	if (e->signals && !status)
+	/* Stores of the processor are for host memory. */
+	if (e->signals && !status && key.kind == M2N__MEM_HOST)
 		status = m2n__ucx.ucp_rkey_ptr(r->rkey, key.base, &ptr);
 	m2n__ucx_unlock(u, before);
 	if (status) {

@@ -27,7 +27,9 @@ static ucs_status_t take_message(void *arg, const void *header, size_t header_by
 		return UCS_OK;
 	memcpy(&head, header, sizeof(head));
 	m = m2n__ucx_table_find(&u->regions, head.region);
+	/* GPU memory takes puts only: the processor cannot write to it. */
 	if (!m || !m2n__ucx_table_find(&u->tokens, head.token) || head.bytes != bytes ||
+		m->mr.mem->kind != M2N__MEM_HOST ||
 		head.offset > m->mr.mem->bytes || bytes > m->mr.mem->bytes - head.offset)
 		return UCS_OK;
 	memcpy((uint8_t *)m->mr.mem->base + head.offset, data, bytes);

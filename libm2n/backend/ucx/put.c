@@ -41,20 +41,24 @@ int m2n__ucx_posted(
 	return m2n__ucx_check(&e->ep);
 }
 
-/* One put that has the next free note. 0, or M2N_ERR_PEER_LOST. */
+/* One put that has the next free note; `mr` NULL: UCX finds out. 0, or M2N_ERR_PEER_LOST. */
 static int put_bytes(struct m2n__ucx_ep *e, const void *data, size_t bytes, uint64_t to,
-	ucp_rkey_h rkey, ucp_mem_h memh)
+	ucp_rkey_h rkey, const struct m2n__ucx_mr *mr)
 {
 	struct m2n__ucx_note *note = e->free_notes;
 	ucp_request_param_t param = {
-		.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
-				(memh ? UCP_OP_ATTR_FIELD_MEMH : 0u),
+		.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
 		.cb.send = m2n__ucx_done,
 		.user_data = note,
-		.memh = memh,
 	};
-	ucs_status_ptr_t request = m2n__ucx.ucp_put_nbx(e->ucp_ep, data, bytes, to, rkey, &param);
+	ucs_status_ptr_t request;
 
+	if (mr) {
+		param.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH | UCP_OP_ATTR_FIELD_MEMORY_TYPE;
+		param.memh = mr->memh;
+		param.memory_type = m2n__ucx_memory_type(mr->mr.mem);
+	}
+	request = m2n__ucx.ucp_put_nbx(e->ucp_ep, data, bytes, to, rkey, &param);
 	e->n_posted++;
 	return m2n__ucx_posted(e, note, request);
 }
@@ -95,7 +99,7 @@ static int put_direct(struct m2n__ucx_iface *u, struct m2n__ucx_ep *e, struct m2
 		if (piece->bytes) {
 			rc = put_bytes(e, piece->base, piece->bytes,
 				r->base + put->offset + put->next_offset, r->rkey,
-				mr ? ((const struct m2n__ucx_mr *)mr)->memh : NULL);
+				(const struct m2n__ucx_mr *)mr);
 			if (rc)
 				return rc;
 			put->n_posted++;
@@ -122,6 +126,19 @@ static int check_put(const struct m2n__ucx_ep *e, const struct m2n__put *put)
 	if (put->signal != M2N__SIGNAL_NONE && put->signal >= e->n_signals)
 		return m2n__error(
 			-EINVAL, "ucx: signal %u, the peer has %u", put->signal, e->n_signals);
+	return 0;
+}
+
+/* Is a piece GPU memory, which the processor cannot read? */
+static int reads_device(const struct m2n__ucx_iface *u, const struct m2n__put *put)
+{
+	for (size_t i = 0; u->has_cuda && i < put->n_pieces; i++) {
+		const struct m2n__reg *reg = put->pieces[i].reg;
+		const struct m2n__mr *mr = reg ? reg->mr[u->iface.params.index] : NULL;
+
+		if (mr && mr->mem->kind == M2N__MEM_CUDA)
+			return 1;
+	}
 	return 0;
 }
 
@@ -157,12 +174,17 @@ int m2n__ucx_put(struct m2n__ep *ep, struct m2n__put *put)
 	struct m2n__ucx_iface *u = m2n__ucx_iface(ep->iface);
 	struct m2n__ucx_ep *e = m2n__ucx_ep(ep);
 	struct m2n__iface *before;
-	int rc = put->next_offset ? 0 : check_put(e, put);
+	int rc = put->next_offset ? 0 : check_put(e, put), is_device;
 
 	if (!rc)
 		rc = m2n__ucx_check(ep);
-	if (rc || store(e, put))
+	if (rc)
 		return rc;
+	is_device = reads_device(u, put);
+	if (is_device && !e->is_direct)
+		return m2n__ucx_no_device();
+	if (!is_device && store(e, put))
+		return 0;
 	before = m2n__ucx_lock(u);
 	rc = e->is_direct ? put_direct(u, e, put) : m2n__ucx_send(e, put);
 	m2n__ucx_unlock(u, before);

@@ -143,6 +143,11 @@ void m2n__ucx_release(struct m2n__rmem *rmem);
 /* The connection ends before its keys are released. Under the lock. */
 void m2n__ucx_orphan(struct m2n__ucx_ep *e);
 
+/* What UCX calls the kind of a memory. */
+ucs_memory_type_t m2n__ucx_memory_type(const struct m2n__mem *mem);
+/* -ENOTSUP: the peer takes messages only, and GPU memory does not go by those. */
+int m2n__ucx_no_device(void);
+
 /* native.c. Puts memory of UCX's own in place of a registration's, if UCX can reach that better. */
 int m2n__ucx_make_native(struct m2n__ucx_iface *u, struct m2n__ucx_mr *m);
 

@@ -16,7 +16,7 @@
 
 #define KEY_MAGIC 0x4b56324dU /* "M2VK" */
 
-static int access_flags(const struct verbs_iface *v)
+int m2n__verbs_access(const struct verbs_iface *v)
 {
 	return IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE |
 	       (v->options->verbs_relaxed_ordering ? IBV_ACCESS_RELAXED_ORDERING : 0);
@@ -56,7 +56,7 @@ static struct ibv_mr *register_host(struct verbs_iface *v, struct verbs_rail *ra
 	const struct m2n__mem *mem, int *is_read_only)
 {
 	uint64_t address = (uint64_t)(uintptr_t)mem->base;
-	unsigned access = *is_read_only ? 0 : (unsigned)access_flags(v);
+	unsigned access = *is_read_only ? 0 : (unsigned)m2n__verbs_access(v);
 	struct ibv_mr *mr = m2n__ibv.reg_mr_iova2(rail->pd, mem->base, mem->bytes, address, access);
 
 	if (mr || errno != EFAULT || *is_read_only)
@@ -65,49 +65,31 @@ static struct ibv_mr *register_host(struct verbs_iface *v, struct verbs_rail *ra
 	return m2n__ibv.reg_mr_iova2(rail->pd, mem->base, mem->bytes, address, 0);
 }
 
-/* GPU memory by its dma-buf, else by the driver's peer memory. */
-static struct ibv_mr *register_device(
-	struct verbs_iface *v, struct verbs_rail *rail, const struct m2n__mem *mem)
+static int register_rails(struct verbs_iface *v, const struct m2n__mem *mem, struct verbs_mr *m)
 {
-	uint64_t address = (uint64_t)(uintptr_t)mem->base;
-	struct ibv_mr *mr = NULL;
-	int rc = ENOTSUP;
+	for (unsigned i = 0; i < v->n_rails; i++) {
+		struct verbs_rail *rail = &v->rails[i];
 
-	if (mem->fd >= 0) {
-		mr = m2n__ibv.reg_dmabuf_mr(
-			rail->pd, 0, mem->bytes, address, mem->fd, access_flags(v));
-		rc = errno;
+		m->rail[i] = register_host(v, rail, mem, &m->is_read_only);
+		if (!m->rail[i])
+			return refuse(rail, mem, errno);
 	}
-	if (mr)
-		return mr;
-	m2n__verbs_log(v, M2N_LOG_INFO,
-		"verbs: %s: GPU memory at %p by peer memory, not by dma-buf: %s",
-		rail->ctx->device->name, mem->base,
-		mem->fd < 0 ? "the GPU's driver exports none" : strerrordesc_np(rc));
-	return m2n__ibv.reg_mr_iova2(
-		rail->pd, mem->base, mem->bytes, address, (unsigned)access_flags(v));
+	return 0;
 }
 
 int m2n__verbs_reg(struct m2n__iface *iface, const struct m2n__mem *mem, struct m2n__mr **mr)
 {
 	struct verbs_iface *v = (struct verbs_iface *)iface;
 	struct verbs_mr *m = calloc(1, sizeof(*m));
+	int rc;
 
 	if (!m)
 		return m2n__error(-ENOMEM, "verbs: no memory for a registration");
 	m->mr.iface = iface;
 	m->mr.mem = mem;
-	for (unsigned i = 0; i < v->n_rails; i++) {
-		struct verbs_rail *rail = &v->rails[i];
-		int rc;
-
-		if (mem->kind == M2N__MEM_CUDA)
-			m->rail[i] = register_device(v, rail, mem);
-		else
-			m->rail[i] = register_host(v, rail, mem, &m->is_read_only);
-		if (m->rail[i])
-			continue;
-		rc = refuse(rail, mem, errno);
+	m->is_device = mem->kind == M2N__MEM_CUDA;
+	rc = m->is_device ? m2n__verbs_reg_device(v, mem, m) : register_rails(v, mem, m);
+	if (rc) {
 		m2n__verbs_dereg(&m->mr);
 		return rc;
 	}

@@ -65,6 +65,27 @@ static int cut(const struct verbs_ep *e, const struct m2n__put *put, struct plac
 	return (int)n;
 }
 
+/*
+ * Is a write small enough to be copied into the work request, and made of memory that the
+ * processor can read? Those that are borrowed need not be looked at.
+ */
+static int is_inline(const struct verbs_ep *e, const struct m2n__put *put, struct place at,
+	const struct place *end, size_t bytes)
+{
+	const struct m2n__iface *iface = e->ep.iface;
+
+	if (bytes > iface->max_inline)
+		return 0;
+	for (; at.piece < put->n_pieces && at.piece <= end->piece; at.piece++) {
+		const struct m2n__reg *reg = put->pieces[at.piece].reg;
+		const struct m2n__mr *mr = reg ? reg->mr[iface->params.index] : NULL;
+
+		if (mr && ((const struct verbs_mr *)mr)->is_device)
+			return 0;
+	}
+	return 1;
+}
+
 /* Writes that the rest of the list takes. */
 static unsigned count_writes(const struct verbs_ep *e, const struct m2n__put *put)
 {
@@ -130,7 +151,8 @@ static void append(struct verbs_ep *e, struct m2n__put *put, struct batch *batch
 	struct verbs_path *path = &e->paths[put->next_path];
 	const struct verbs_rmem *rmem = (const struct verbs_rmem *)put->rmem;
 	struct ibv_send_wr *wr = &batch->wr[batch->n];
-	struct place at = {put->next_piece, put->next_byte};
+	const struct place first = {put->next_piece, put->next_byte};
+	struct place at = first;
 	int is_last = left <= put->n_signals; /* on its path */
 	size_t bytes;
 
@@ -144,7 +166,7 @@ static void append(struct verbs_ep *e, struct m2n__put *put, struct batch *batch
 	}
 	wr->wr.rdma.remote_addr = rmem->address + put->offset + put->next_offset;
 	wr->wr.rdma.rkey = rmem->rkey[path->rail_idx];
-	if (bytes <= e->ep.iface->max_inline)
+	if (is_inline(e, put, first, &at, bytes))
 		wr->send_flags = IBV_SEND_INLINE;
 	path->n_posted++;
 	wr->wr_id = (uint64_t)path->uid << 32 | (uint32_t)path->n_posted;

@@ -92,6 +92,12 @@ union verbs_address {
 	struct sockaddr_in6 v6;
 };
 
+/* How GPU memory is registered. */
+enum verbs_gpu {
+	VERBS_GPU_DMA_BUF,
+	VERBS_GPU_PEER_MEMORY,
+};
+
 struct verbs_iface;
 struct verbs_ep;
 
@@ -117,6 +123,7 @@ struct verbs_rail {
 	unsigned n_cqes;           /* of the CQ that paths and receives may need at worst */
 	struct verbs_path **paths; /* hash table by qp_num */
 	unsigned n_paths, n_buckets;
+	unsigned told_gpu; /* bit per enum verbs_gpu that the log has */
 };
 
 struct verbs_path {
@@ -188,6 +195,7 @@ struct verbs_iface {
 struct verbs_mr {
 	struct m2n__mr mr;
 	int is_read_only;
+	int is_device; /* GPU memory: the processor cannot read it */
 	struct ibv_mr *rail[VERBS_MAX_RAILS];
 };
 
@@ -255,6 +263,11 @@ int m2n__verbs_export(
 int m2n__verbs_import(
 	struct m2n__ep *ep, const void *key, size_t key_bytes, struct m2n__rmem **rmem);
 void m2n__verbs_release(struct m2n__rmem *rmem);
+/* What peers may do with registered memory: enum ibv_access_flags. */
+int m2n__verbs_access(const struct verbs_iface *v);
+
+/* device_memory.c: GPU memory on every rail. What was registered before an error is in `m`. */
+int m2n__verbs_reg_device(struct verbs_iface *v, const struct m2n__mem *mem, struct verbs_mr *m);
 
 /* put.c */
 int m2n__verbs_put(struct m2n__ep *ep, struct m2n__put *put);
