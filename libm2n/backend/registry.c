@@ -8,6 +8,7 @@
 const struct m2n__backend_ops *const m2n__backends[] = {
 	&m2n__backend_self,
 	&m2n__backend_shm,
+	&m2n__backend_cuda_ipc,
 	&m2n__backend_verbs,
 	&m2n__backend_ucx,
 	NULL,

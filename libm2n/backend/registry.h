@@ -9,6 +9,7 @@
 
 extern const struct m2n__backend_ops m2n__backend_self;
 extern const struct m2n__backend_ops m2n__backend_shm;
+extern const struct m2n__backend_ops m2n__backend_cuda_ipc;
 extern const struct m2n__backend_ops m2n__backend_verbs;
 extern const struct m2n__backend_ops m2n__backend_ucx;
 

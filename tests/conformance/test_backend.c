@@ -15,177 +15,9 @@
 #include <time.h>
 
 #include "backend/registry.h"
-#include "core/option.h"
 #include "helpers/job.h"
-#include "helpers/ranks.h"
+#include "side.h"
 #include "util/time.h"
-
-#define MEM_BYTES 262144
-#define KEY_AT 4096
-#define KEY_SPAN 100000
-#define N_SIGNALS 64
-#define SIGNAL 5
-
-/* Words and memory that the two processes agree by. */
-struct board {
-	size_t blob_bytes[2], greeting_bytes[2], key_bytes[2];
-	uint8_t greeting[2][M2N__GREETING_BYTES];
-	uint8_t blob[2][M2N__ADDRESS_BYTES];
-	uint8_t key[2][M2N__KEY_BYTES];
-};
-
-struct side {
-	struct rank *rank;
-	struct board *board;
-	int peer; /* its index on the board */
-	struct m2n__options options;
-	struct m2n__backend_ops ops, inner;
-	struct m2n__iface *iface;
-	struct m2n__ep *ep;
-	struct m2n__mem *mem, *source_mem, *signal_mem;
-	uint8_t *source; /* where the next bytes that are sent lie */
-	struct m2n__mr *source_mr;
-	uint64_t raised;
-	_Atomic uint64_t *signals;
-	struct m2n__mr *mr;
-	struct m2n__rmem *rmem;
-};
-
-static const struct m2n__backend_ops *find(const char *name)
-{
-	for (size_t i = 0; m2n__backends[i]; i++) {
-		if (!strcmp(m2n__backends[i]->name, name))
-			return m2n__backends[i];
-	}
-	rank_fail(__FILE__, __LINE__, "no backend named %s", name);
-}
-
-static void resolve(struct side *side, const char *name)
-{
-	if (!strncmp(name, "fault:", 6)) {
-		m2n__backend_resolve(find(name + 6), &side->inner);
-		m2n__fault_wrap(&side->inner);
-		m2n__backend_resolve(&m2n__backend_fault, &side->ops);
-	} else {
-		m2n__backend_resolve(find(name), &side->ops);
-	}
-}
-
-static const char *no_environment(void *arg, const char *name)
-{
-	(void)arg;
-	(void)name;
-	return NULL;
-}
-
-static void no_log(void *arg, enum m2n_log_level level, const char *line)
-{
-	(void)arg;
-	(void)level;
-	(void)line;
-}
-
-static void open_side(struct side *side, struct rank *rank)
-{
-	static char *const no_list[] = {NULL};
-	struct m2n__iface_params params;
-	char warning[128];
-
-	memset(side, 0, sizeof(*side));
-	side->rank = rank;
-	side->board = rank->shared;
-	side->peer = rank->n_ranks - 1 - rank->rank;
-	resolve(side, rank->backend);
-	expect_ok(m2n__options_parse(&side->options, NULL, NULL, no_list, no_environment, NULL,
-		warning, sizeof(warning)));
-	if (side->ops.probe(&side->options))
-		rank_skip(m2n_error_text());
-	expect_ok(m2n__mem_alloc(N_SIGNALS * 8, N_SIGNALS * 8, M2N__HUGE_NO, &side->signal_mem));
-	side->signals = side->signal_mem->base;
-	params = (struct m2n__iface_params){.options = &side->options,
-		.log = no_log,
-		.host_id = "host",
-		.signals = side->signals,
-		.signal_mem = side->signal_mem,
-		.n_signals = N_SIGNALS};
-	expect_ok(side->ops.open(&params, &side->iface));
-	side->iface->ops = &side->ops;
-}
-
-static void greet_side(struct side *side)
-{
-	struct board *board = side->board;
-	int own = side->rank->rank, status;
-
-	board->greeting_bytes[own] = M2N__GREETING_BYTES;
-	expect_ok(side->ops.greeting(side->ep, board->greeting[own], &board->greeting_bytes[own]));
-	expect(board->greeting_bytes[own] <= M2N__GREETING_BYTES);
-	rank_barrier(side->rank);
-	expect_ok(side->ops.meet(
-		side->ep, board->greeting[side->peer], board->greeting_bytes[side->peer]));
-	while ((status = side->ops.ready(side->ep)) == -EAGAIN)
-		expect(side->ops.progress(side->iface) >= 0);
-	expect_ok(status);
-}
-
-static void connect_side(struct side *side)
-{
-	struct board *board = side->board;
-	int own = side->rank->rank;
-
-	board->blob_bytes[own] = M2N__ADDRESS_BYTES;
-	expect_ok(side->ops.address(side->iface, board->blob[own], &board->blob_bytes[own]));
-	expect(board->blob_bytes[own] <= M2N__ADDRESS_BYTES);
-	rank_barrier(side->rank);
-	expect_equal(side->ops.reaches(
-			     side->iface, board->blob[side->peer], board->blob_bytes[side->peer]),
-		1);
-	expect_ok(side->ops.connect(
-		side->iface, board->blob[side->peer], board->blob_bytes[side->peer], &side->ep));
-	side->ep->ops = &side->ops;
-	if (side->ops.caps & M2N__CAP_GREETS)
-		greet_side(side);
-	expect_ok(side->ops.check(side->ep));
-}
-
-static void share_memory(struct side *side)
-{
-	struct board *board = side->board;
-	int own = side->rank->rank;
-
-	expect_ok(m2n__mem_alloc(MEM_BYTES, MEM_BYTES, M2N__HUGE_NO, &side->mem));
-	expect_ok(side->ops.reg(side->iface, side->mem, &side->mr));
-	expect_ok(m2n__mem_alloc(MEM_BYTES, MEM_BYTES, M2N__HUGE_NO, &side->source_mem));
-	expect_ok(side->ops.reg(side->iface, side->source_mem, &side->source_mr));
-	side->source = side->source_mem->base;
-	board->key_bytes[own] = M2N__KEY_BYTES;
-	expect_ok(side->ops.export_key(
-		side->mr, KEY_AT, KEY_SPAN, board->key[own], &board->key_bytes[own]));
-	expect(board->key_bytes[own] <= M2N__KEY_BYTES);
-	rank_barrier(side->rank);
-	expect_ok(side->ops.import_key(
-		side->ep, board->key[side->peer], board->key_bytes[side->peer], &side->rmem));
-	expect_equal(side->rmem->bytes, KEY_SPAN);
-	expect((side->rmem->ptr != NULL) == ((side->ops.caps & M2N__CAP_MAPPED) != 0));
-}
-
-static void close_side(struct side *side)
-{
-	rank_barrier(side->rank); /* nobody uses the other's memory any more */
-	if (side->rmem)
-		side->ops.release_key(side->rmem);
-	if (side->ep)
-		side->ops.disconnect(side->ep);
-	if (side->mr)
-		side->ops.dereg(side->mr);
-	if (side->source_mr)
-		side->ops.dereg(side->source_mr);
-	side->ops.close(side->iface);
-	m2n__mem_free(side->mem);
-	m2n__mem_free(side->source_mem);
-	m2n__mem_free(side->signal_mem);
-	m2n__options_clear(&side->options);
-}
 
 /* One write of n bytes at an offset of the peer's memory, visible before the signal. */
 static void write_peer(struct side *side, size_t offset, const uint8_t *data, size_t n)
@@ -251,9 +83,9 @@ static void check_writes(struct rank *rank)
 	struct side side;
 	const uint8_t *base;
 
-	open_side(&side, rank);
-	connect_side(&side);
-	share_memory(&side);
+	side_open(&side, rank, 0);
+	side_connect(&side);
+	side_share(&side);
 	base = (uint8_t *)side.mem->base + KEY_AT;
 	for (uint32_t i = 0; i < N_WRITES; i++) {
 		make_bytes((uint64_t)rank->rank, i, sent[i]);
@@ -271,7 +103,7 @@ static void check_writes(struct rank *rank)
 		expect(((uint8_t *)side.mem->base)[i] == 0);
 	for (size_t i = KEY_AT + KEY_SPAN; i < MEM_BYTES; i++)
 		expect(((uint8_t *)side.mem->base)[i] == 0);
-	close_side(&side);
+	side_close(&side);
 }
 
 /* A put that does not fit into the memory that was exported is refused. */
@@ -283,18 +115,18 @@ static void check_range(struct rank *rank)
 		.pieces = &piece, .n_pieces = 1, .offset = KEY_SPAN - 63, .signal = SIGNAL};
 	struct side side;
 
-	open_side(&side, rank);
+	side_open(&side, rank, 0);
 	if (side.ops.caps & M2N__CAP_MAPPED)
 		rank_skip("a mapped backend has no put");
-	connect_side(&side);
-	share_memory(&side);
+	side_connect(&side);
+	side_share(&side);
 	put.rmem = side.rmem;
 	expect_status(-EINVAL, side.ops.put(side.ep, &put));
 	put.offset = SIZE_MAX - 10;
 	expect_status(-EINVAL, side.ops.put(side.ep, &put));
 	flush(&side);
 	expect_equal(n_signals(&side), 0);
-	close_side(&side);
+	side_close(&side);
 }
 
 /*
@@ -308,9 +140,9 @@ static void check_wakeups(struct rank *rank)
 	struct side side;
 	uint8_t byte = 1;
 
-	open_side(&side, rank);
-	connect_side(&side);
-	share_memory(&side);
+	side_open(&side, rank, 0);
+	side_connect(&side);
+	side_share(&side);
 	side.ops.doze(side.iface, 1); /* long before it sleeps, as the contract asks */
 	rank_barrier(rank);
 	for (uint64_t turn = 1; turn <= 400; turn++) {
@@ -341,7 +173,7 @@ static void check_wakeups(struct rank *rank)
 		}
 	}
 	side.ops.doze(side.iface, -1);
-	close_side(&side);
+	side_close(&side);
 }
 
 static void try_key(struct side *side, const uint8_t *key, size_t bytes)
@@ -377,9 +209,9 @@ static void check_hostile(struct rank *rank)
 	struct board board;
 	size_t key_bytes, blob_bytes;
 
-	open_side(&side, rank);
-	connect_side(&side);
-	share_memory(&side);
+	side_open(&side, rank, 0);
+	side_connect(&side);
+	side_share(&side);
 	board = *side.board;
 	key_bytes = board.key_bytes[side.peer];
 	blob_bytes = board.blob_bytes[side.peer];
@@ -403,7 +235,7 @@ static void check_hostile(struct rank *rank)
 		try_blob(&side, board.blob[side.peer], blob_bytes);
 		memcpy(board.blob[side.peer], side.board->blob[side.peer], blob_bytes);
 	}
-	close_side(&side);
+	side_close(&side);
 }
 
 /* Room that is too small, and memory of another host. */
@@ -413,20 +245,26 @@ static void check_room(struct rank *rank)
 	uint8_t small[4];
 	size_t bytes = sizeof(small);
 
-	open_side(&side, rank);
-	connect_side(&side);
-	share_memory(&side);
+	side_open(&side, rank, 0);
+	side_connect(&side);
+	side_share(&side);
 	expect_status(-ENOSPC, side.ops.address(side.iface, small, &bytes));
 	bytes = sizeof(small);
 	expect_status(-ENOSPC, side.ops.export_key(side.mr, 0, 64, small, &bytes));
-	close_side(&side);
+	side_close(&side);
+}
+
+static void run_side(struct rank *rank)
+{
+	side_run(rank, *(rank_fn *)rank->arg);
 }
 
 static int run(int number, const char *backend, const char *name, rank_fn fn)
 {
 	struct ranks_opts opts = {
-		.backend = backend, .bare = 1, .shared_bytes = sizeof(struct board)};
-	int result = ranks_run(strstr(backend, "self") ? 1 : 2, fn, NULL, &opts);
+		.backend = backend, .bare = 1, .no_leak_check = 1,
+		.shared_bytes = sizeof(struct board)};
+	int result = ranks_run(strstr(backend, "self") ? 1 : 2, run_side, &fn, &opts);
 
 	printf("%s %d - %s%s\n", result == 0 || result == RANKS_SKIP ? "ok" : "not ok", number,
 		name, result == RANKS_SKIP ? " # SKIP see above" : "");
