@@ -20,10 +20,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define M2N__GPU_NONE 0xffffffffu
 #define M2N__GPU_MASK_WORDS 16 /* of bitmaps over sources or expert ranks: 1,024 of them */
 #define M2N__GPU_MAX_PEERS (64 * M2N__GPU_MASK_WORDS)
 #define M2N__GPU_MAX_TOP_K 64
+/* Of a plan's scratch: who is usable, ticket and sums, travelling rows by rank. */
+#define M2N__GPU_WORK_BYTES(n_ranks) (8 * 32 + 4 * (4 + (size_t)(n_ranks)))
 
 /* wire/slot_wire.h, as kernels see it. */
 struct m2n__gpu_head {
@@ -48,6 +54,16 @@ extern const char *const m2n__gpu_kernel_names[]; /* ended by NULL */
 /* The fatbin; NULL in a build without nvcc. */
 extern const void *const m2n__gpu_image;
 
+struct m2n__gpu_shape;
+/*
+ * A grid for a kernel with n tokens (PLAN_RANKS, PLAN, DISPATCH, COMBINE, DOT) or rows (UNPACK,
+ * REPLY) at most: blocks, threads of each, bytes of dynamic shared memory. Any other grid of whole
+ * warps is right as well, but for PLAN_RANKS (a block for each rank), AWAIT_* (one block), and at
+ * most 256 threads for the kernels that move rows.
+ */
+void m2n__gpu_geometry(enum m2n__gpu_kernel kernel, const struct m2n__gpu_shape *shape, uint32_t n,
+	int n_multiprocessors, unsigned *n_blocks, unsigned *n_threads, size_t *shared);
+
 /* What never changes in a channel. */
 struct m2n__gpu_shape {
 	uint32_t n_sources, n_ranks; /* expert ranks */
@@ -57,6 +73,7 @@ struct m2n__gpu_shape {
 	uint32_t rank_capacity;          /* most travelling rows to an expert rank; 0: no limit */
 	uint32_t max_local;              /* local experts of a rank at most, of any map */
 	uint32_t reply_rows;             /* reply rows that a region slot holds */
+	uint32_t n_region_slots;         /* of a sink: places lie within them */
 	uint32_t dtype;                  /* enum m2n_dtype */
 	uint32_t cast;                   /* enum m2n_cast */
 	uint8_t dedup, reduce_at_expert, drop_overflow, reserved;
@@ -115,6 +132,7 @@ struct m2n__gpu_rx {
 /* Rounds so far. Device; each word has one writer kernel, in stream order. */
 struct m2n__gpu_rounds {
 	uint64_t send, recv, combine;
+	uint32_t place; /* region slot of the round that is combined; NONE: it was not sent */
 	uint32_t ticket[M2N__GPU_N_KERNELS]; /* blocks that are done; 0 between launches */
 };
 
@@ -133,15 +151,16 @@ struct m2n__gpu_report {
 struct m2n__gpu_plan {
 	uint64_t pair_instance; /* u32 [max_tokens, top_k]; NONE: no row */
 	uint64_t pair_position; /* u32 [max_tokens, top_k] among the instance's rows */
-	uint64_t pair_unique;   /* dedup: u32 [max_tokens, top_k] travelling row within the rank,
-				 * bit 31: this pair is the token's first on that rank */
+	uint64_t pair_unique;   /* dedup or rank_capacity: u32 [max_tokens, top_k] travelling row
+				 * within the rank, bit 31: this pair is the token's first on that
+				 * rank; NONE: no room */
 	uint64_t weight;        /* f32 [max_tokens, top_k]; 1 when none were given */
 	uint64_t dropped;       /* u8 [max_tokens], 255 at most */
 	uint64_t count;         /* u32 [max_instances] rows */
 	uint64_t first;         /* u32 [max_instances + 1] first row, global */
 	uint64_t rank_first;    /* u32 [n_ranks + 1] first row of each rank */
 	uint64_t unique_first;  /* u32 [n_ranks + 1] first travelling row; rank_first without dedup */
-	uint64_t work;          /* scratch: u32 [n_ranks + 4] travelling rows by rank; ticket; sums */
+	uint64_t work;          /* scratch: M2N__GPU_WORK_BYTES(n_ranks), zero at first */
 	uint64_t n_tokens;      /* u32: of the routing in force */
 	uint64_t summary;       /* pinned struct m2n__gpu_summary */
 };
@@ -162,8 +181,9 @@ struct m2n__gpu_summary {
  * order go first; with dedup a pair whose token is already at the rank needs no room). PLAN (each
  * block some instances) counts and places; its last block makes the prefix sums and the summary.
  * No sort. A replica is picked by (source + token) modulo the live owners, in owner order, as
- * route/plan.h has it. An id out of [-1, n_experts) empties the plan: -EINVAL, the first in
- * (token, k) order is told. Overflow without drop_overflow empties it: M2N_ERR_CAPACITY.
+ * route/plan.h has it. Who is usable is decided once for both kernels, by the block that comes
+ * first: links may go meanwhile. An id out of [-1, n_experts) empties the plan: -EINVAL, the first
+ * in (token, k) order is told. Overflow without drop_overflow empties it: M2N_ERR_CAPACITY.
  * Ranks whose link is not live, or not in the mask, are not usable (self needs a link, too).
  */
 struct m2n__gpu_plan_args {
@@ -201,7 +221,8 @@ struct m2n__gpu_dispatch_args {
 	uint64_t row_weights;  /* device f32 [n_tokens, top_k]; 0: rows as they are */
 	uint64_t tx;           /* device struct m2n__gpu_tx [n_ranks] */
 	uint64_t rounds;       /* device struct m2n__gpu_rounds */
-	uint64_t places;       /* device u32 [depth]: region slot of the replies of each slot */
+	uint64_t places;       /* device u32 [depth]: region slot of the replies of each slot; NONE:
+				* nothing can be sent (-ENOBUFS is reported) */
 	uint64_t part;         /* device u64 [depth, MASK_WORDS]: out */
 	uint64_t report;       /* pinned struct m2n__gpu_report */
 	uint32_t has_mask;
@@ -241,8 +262,8 @@ struct m2n__gpu_mirror {
 /*
  * AWAIT_ROWS (one block) waits for the heads of round rounds->recv from every source of the mask
  * that is alive and whose first_round it has reached, until the deadline; checks them (rows <=
- * slot_rows, counts add up, index < n_sent, the place fits reply_region_bytes * depth and is
- * aligned, map digest: a source that fails is missing and reported); lays out the batch; counts
+ * slot_rows, counts add up, index < n_sent, the place fits n_region_slots and is aligned as rows
+ * are, map digest: a source that fails is missing and reported); lays out the batch; counts
  * the round up. A source that is not alive is looked at once more before it is given up. UNPACK
  * copies rows and scales into the batch's buffers, expert-major; with dedup through the index.
  */
@@ -286,7 +307,8 @@ struct m2n__gpu_reply_args {
 /*
  * AWAIT_REPLIES (one block) waits for the reply heads of round rounds->combine from the ranks of
  * part[slot], until the deadline; answered[slot] gets those with the expected number of rows; a
- * missing one with rows is reported. COMBINE sums as kernel.h's wsum: out = residual + sum_k
+ * missing one with rows is reported, its region slot is held, and the slot's next round gets the
+ * other one (slot or slot + depth), or NONE while that is held, too. COMBINE sums as kernel.h's wsum: out = residual + sum_k
  * weight * reply, k ascending; fills missing and replies where wanted; its last block counts the
  * round up.
  */
@@ -296,8 +318,10 @@ struct m2n__gpu_combine_args {
 	struct m2n__gpu_plan plan;
 	uint64_t rx;       /* device struct m2n__gpu_rx [n_ranks] of the reply exchange */
 	uint64_t alive;    /* pinned u32 [n_ranks] */
-	uint64_t region;   /* device, own: [depth] region slots (and spare ones) */
+	uint64_t region;   /* device, own: [n_region_slots] */
 	uint64_t places;   /* device u32 [depth] */
+	uint64_t held;     /* pinned u32 [2 * depth]: 1: ranks that were given up may still write to
+			    * this region slot; stored by kernels, taken back by the host */
 	uint64_t part;     /* device u64 [depth, MASK_WORDS] */
 	uint64_t answered; /* device u64 [depth, MASK_WORDS] */
 	uint64_t rounds;
@@ -322,4 +346,7 @@ struct m2n__gpu_dot_args {
 	uint32_t reserved;
 };
 
+#ifdef __cplusplus
+}
+#endif
 #endif
