@@ -361,6 +361,22 @@ static void try_flips(struct side *side, const struct ipc_key *good)
 	}
 }
 
+/* A key of the own process is its pointer; one of a process that had its pid is not. */
+static void check_own_key(struct side *side)
+{
+	struct m2n__rmem *rmem = NULL;
+	struct ipc_key k;
+
+	memcpy(&k, side->board->key[side->rank->rank], sizeof(k));
+	expect_ok(side->ops.import_key(side->ep, &k, sizeof(k), &rmem));
+	expect(rmem->ptr == (uint8_t *)side->mem->base + KEY_AT);
+	side->ops.release_key(rmem);
+	rmem = NULL;
+	k.source.nonce ^= 1;
+	expect(side->ops.import_key(side->ep, &k, sizeof(k), &rmem) < 0);
+	expect(rmem == NULL);
+}
+
 static void check_lies(struct rank *rank)
 {
 	struct ipc_key good, k;
@@ -387,6 +403,7 @@ static void check_lies(struct rank *rank)
 	k = good;
 	k.device.bytes[3] ^= 1;
 	try(&side, &k, sizeof(k), M2N_ERR_BACKEND, "CUDA_VISIBLE_DEVICES");
+	check_own_key(&side);
 	k = good; /* memory of the own process that is none of its */
 	k.source.pid = (uint32_t)getpid();
 	k.source.nonce = m2n__ipc_nonce();
