@@ -11,5 +11,6 @@ const struct m2n__backend_ops *const m2n__backends[] = {
 	&m2n__backend_cuda_ipc,
 	&m2n__backend_verbs,
 	&m2n__backend_ucx,
+	&m2n__backend_nccl,
 	NULL,
 };

@@ -12,6 +12,7 @@ extern const struct m2n__backend_ops m2n__backend_shm;
 extern const struct m2n__backend_ops m2n__backend_cuda_ipc;
 extern const struct m2n__backend_ops m2n__backend_verbs;
 extern const struct m2n__backend_ops m2n__backend_ucx;
+extern const struct m2n__backend_ops m2n__backend_nccl;
 
 /*
  * The fault interposer. m2n__fault_wrap() says which resolved table it drives, before the context

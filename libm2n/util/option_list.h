@@ -78,6 +78,8 @@
 	  "Receives for signals on each rail, shared by all peers.") \
 	X(VERBS_SQ, verbs_sq, int, "64", "8..32768", "", \
 	  "Work requests under way on each queue pair.") \
+	X(NCCL_CTAS, nccl_ctas, int, "2", "1..32", "", \
+	  "Blocks on the GPU that NCCL may use for each direction of each connection.") \
 	X(KEEPALIVE,  keepalive_ns, time, "10s",   "2s..1h", "", \
 	  "A host that is silent on a control connection for this long is lost.")
 /* clang-format on */
