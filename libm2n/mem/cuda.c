@@ -256,10 +256,13 @@ int m2n__cuda_launch(const struct m2n__cuda *cuda, unsigned kernel, unsigned n_b
 	m2n__cu_result result;
 
 	if (kernel >= M2N__CUDA_MAX_KERNELS || !cuda->kernels[kernel])
-		return m2n__error(-EINVAL, "cuda %d: no kernel %u is loaded", cuda->ordinal, kernel);
+		return m2n__error(-EINVAL, "cuda %d: no kernel %u is loaded", cuda->ordinal,
+			kernel);
 	memcpy(params, &args, sizeof(args));
 	result = cuda->driver->launch(cuda->kernels[kernel], n_blocks, 1, 1, n_threads, 1, 1,
 		(unsigned)shared_bytes, stream, params, NULL);
-	return result ? m2n__cuda_error(cuda, result, "launch of kernel %u, %u blocks of %u threads",
-				kernel, n_blocks, n_threads) : 0;
+	if (result)
+		return m2n__cuda_error(cuda, result, "launch of kernel %u, %u blocks of %u threads",
+			kernel, n_blocks, n_threads);
+	return 0;
 }

@@ -108,8 +108,8 @@ static int open_driver(void)
 	}
 	driver.error_name(result, &name);
 	driver.error_string(result, &text);
-	return m2n__error(M2N_ERR_BACKEND, "cuda: cuInit: %s (%s)%s", name ? name : "unknown result",
-		text ? text : "?", remedy(result));
+	return m2n__error(M2N_ERR_BACKEND, "cuda: cuInit: %s (%s)%s", name ? name :
+		"unknown result", text ? text : "?", remedy(result));
 }
 
 int m2n__cuda_driver(const struct m2n__cuda_driver **out)

@@ -209,8 +209,10 @@ m2n__cu_result m2n_double_stream_is_capturing(m2n__cu_stream handle, int *status
 	s = double_stream(handle);
 	if (!s)
 		return M2N__CU_INVALID_HANDLE;
-	*status = !s->session ? M2N__CU_CAPTURE_NONE : s->session->is_invalid ? M2N__CU_CAPTURE_SPOILED :
-		M2N__CU_CAPTURE_ACTIVE;
+	*status = M2N__CU_CAPTURE_NONE;
+	if (s->session)
+		*status = s->session->is_invalid ? M2N__CU_CAPTURE_SPOILED :
+						   M2N__CU_CAPTURE_ACTIVE;
 	return 0;
 }
 

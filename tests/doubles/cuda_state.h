@@ -20,7 +20,8 @@
 #define EXPORT __attribute__((visibility("default")))
 #define MAX_DEVICES 8
 
-#define DECLARE(field, symbol, params) EXPORT m2n__cu_result m2n_double_##field params __asm__(symbol);
+#define DECLARE(field, symbol, params) \
+	EXPORT m2n__cu_result m2n_double_##field params __asm__(symbol);
 M2N__CUDA_DRIVER(DECLARE)
 #undef DECLARE
 

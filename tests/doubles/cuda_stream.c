@@ -66,12 +66,17 @@ void double_op_put(struct op *op)
 	free(op);
 }
 
-void double_await(struct op *op)
+/* Takes the reference. */
+static void await_and_put(struct op *op)
 {
-	double_op_get(op);
 	while (!op->done)
 		double_wait_signal();
 	double_op_put(op);
+}
+
+void double_await(struct op *op)
+{
+	await_and_put(double_op_get(op));
 }
 
 void double_await_context(struct context *context)
@@ -84,10 +89,8 @@ void double_await_context(struct context *context)
 		for (struct stream *s = double_streams; s; s = s->next)
 			if (s->context == context && s->tail && !s->tail->done && n < 64)
 				tails[n++] = double_op_get(s->tail);
-		for (unsigned i = 0; i < n; i++) {
-			double_await(tails[i]);
-			double_op_put(tails[i]);
-		}
+		for (unsigned i = 0; i < n; i++)
+			await_and_put(tails[i]);
 	} while (n == 64);
 }
 
@@ -120,8 +123,8 @@ void double_run(const struct work *w, uint64_t *random)
 		memmove(to, (const void *)(uintptr_t)w->from, w->bytes);
 		break;
 	case WORK_AWAIT_VALUE:
-		while ((int64_t)(__atomic_load_n((uint64_t *)to, __ATOMIC_ACQUIRE) - w->value) < 0 &&
-			!is_ending)
+		while ((int64_t)(__atomic_load_n((uint64_t *)to, __ATOMIC_ACQUIRE) -
+				w->value) < 0 && !is_ending)
 			sched_yield();
 		break;
 	case WORK_WRITE_VALUE:

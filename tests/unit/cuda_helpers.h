@@ -8,6 +8,7 @@
 #define TESTS_UNIT_CUDA_HELPERS_H
 
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -39,8 +40,8 @@
 	do { \
 		m2n__cu_result cu_result = (call); \
 		if (cu_result) { \
-			dprintf(STDERR_FILENO, "%s:%d: %s: result %d\n", __FILE__, __LINE__, #call, \
-				cu_result); \
+			dprintf(STDERR_FILENO, "%s:%d: %s: result %d\n", __FILE__, __LINE__, \
+				#call, cu_result); \
 			_exit(1); \
 		} \
 	} while (0)
@@ -62,6 +63,9 @@ static inline void run_case(void **state)
 	pid = fork();
 	assert_true(pid >= 0);
 	if (!pid) {
+		/* CMocka's handlers go on with the parent's tests. */
+		signal(SIGSEGV, SIG_DFL);
+		signal(SIGBUS, SIG_DFL);
 		for (unsigned i = 0; i < 4 && c->env[i]; i++) {
 			char *copy = strdup(c->env[i]);
 

@@ -258,6 +258,7 @@ static void allocates(void)
 	struct m2n__cuda *cuda = open_device(0);
 	struct m2n__mem *mem = NULL, *second;
 	unsigned char *got = malloc(4 * MIB);
+	void *base;
 
 	check(m2n__mem_alloc_cuda(cuda, 0, &mem) == -EINVAL && !mem);
 	check(!m2n__mem_alloc_cuda(cuda, 3 * MIB, &mem));
@@ -269,8 +270,9 @@ static void allocates(void)
 		check(!got[i]);
 	check(m2n__cuda_pointer(cuda, mem->base, NULL) == M2N__POINTER_DEVICE);
 	check(!m2n__mem_alloc_cuda(cuda, 1, &second) && second->bytes == 2 * MIB);
+	base = mem->base;
 	m2n__mem_free(mem);
-	check(m2n__cuda_pointer(cuda, mem->base, NULL) == M2N__POINTER_HOST);
+	check(m2n__cuda_pointer(cuda, base, NULL) == M2N__POINTER_HOST);
 	m2n__mem_free(second);
 	check(M2N_DOUBLE(m2n_double_blocks)() == 0);
 	free(got);
