@@ -30,9 +30,10 @@
  *   self      mapped, the pointer is the address.
  *   shm       mapped, key = (pid, fd, offset, inode) of a sealed memfd. notify/arm/wait: a futex
  *             in a page that peers map.
- *   cuda_ipc  mapped on the device: reg = cuMemGetAddressRange, key = CUDA IPC handle or a VMM
- *             file descriptor, ptr is a device pointer that kernels store to. Signal words live in
- *             device memory. mem.kind tells host from device.
+ *   cuda_ipc  mapped, host memory by an iface of shm inside. Device memory: key = CUDA IPC handle,
+ *             or VMM file descriptors that the importer fetches; the pointer itself within one
+ *             process. ptr is a device pointer that kernels store to; signal words lie in device
+ *             memory. mem.kind tells host from device.
  *   verbs     messaging. greeting: the numbers of the RC QPs, or where librdmacm shall connect.
  *             put: RDMA writes, the last on each QP with the signal's index as immediate; the
  *             receiver's progress() adds one to the table's word. Rails and QPs per peer are
