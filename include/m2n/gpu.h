@@ -50,8 +50,9 @@ M2N_API int m2n_plan_wait(struct m2n_plan *plan, int64_t timeout_ns);
 /*
  * Waits until the device has received the batch, and fills n_rows, segments, expert_rows and
  * missing of it. The results of m2n_dispatch_recv() on the host: 0; M2N_PARTIAL; -ETIMEDOUT
- * (a source did not send in time, or the batch itself did not come); -EAGAIN. Blocks the host
- * only; needed only where the host must know. On a host channel: 0 at once.
+ * (a source did not send in time, or the batch itself did not come); -EAGAIN. The numbers are on
+ * the host then; the rows themselves are there in stream order, as ever. Blocks the host only;
+ * needed only where the host must know. On a host channel: 0 at once.
  */
 M2N_API int m2n_batch_wait(struct m2n_channel *channel, const struct m2n_batch *batch,
 	int64_t timeout_ns);

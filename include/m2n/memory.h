@@ -39,7 +39,8 @@ M2N_API int m2n_mem_alloc_on(struct m2n_ctx *ctx, enum m2n_memory memory, size_t
  * rounds which send from it are over. Device memory is told by its address; rows of CUDA channels
  * need no registration.
  * 0; -EINVAL (NULL, 0 bytes, not mapped, another device's); -ENOMEM, -EFAULT, M2N_ERR_BACKEND
- * with the backend's reason. A backend that starts later may refuse it, too: connecting then fails with its reason.
+ * with the backend's reason. A backend that starts later may refuse it, too: connecting then fails
+ * with its reason.
  */
 M2N_API int m2n_mem_register(struct m2n_ctx *ctx, void *base, size_t bytes, struct m2n_mem **mem);
 

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/gpu.h"
 #include "util/error.h"
 
 /* Allocates n zeroed elements, or only counts them while sizes are asked for. */
@@ -147,11 +148,18 @@ static int open_exchanges(struct m2n_channel *ch, int64_t timeout_ns)
 	int rc;
 
 	m2n__channel_specs(ch, &dispatch, &reply, &grant);
+	if (dispatch.memory == M2N__MEM_CUDA) {
+		rc = m2n__gpu_check(ch);
+		if (rc)
+			return rc;
+	}
 	rc = open_one(ch, &dispatch, "dispatch", &ch->dispatch);
 	if (!rc)
 		rc = open_one(ch, &reply, "reply", &ch->reply);
 	if (!rc && ch->p.placement == M2N_PLACEMENT_EXACT)
 		rc = open_one(ch, &grant, "grant", &ch->grant);
+	if (!rc && dispatch.memory == M2N__MEM_CUDA)
+		rc = m2n__gpu_open(ch);
 	if (!rc)
 		rc = m2n__exchange_connect(ch->dispatch, timeout_ns);
 	if (!rc)
@@ -208,6 +216,12 @@ int m2n_channel_create(struct m2n_group *group, const struct m2n_channel_params 
 		return rc;
 	}
 	find_start(ch);
+	if (ch->gpu)
+		rc = m2n__gpu_start(ch->gpu);
+	if (rc) {
+		m2n_channel_destroy(ch);
+		return rc;
+	}
 	if (ch->grant) {
 		m2n__ctx_lock(ch->ctx);
 		ch->next_exact = ch->ctx->exact;
@@ -236,9 +250,11 @@ void m2n_channel_destroy(struct m2n_channel *ch)
 	if (ch->reply)
 		m2n__exchange_keep(ch->reply, &ch->made_replies);
 	m2n__ctx_unlock(ch->ctx);
+	m2n__gpu_stop(ch);
 	m2n__exchange_close(ch->grant);
 	m2n__exchange_close(ch->reply);
 	m2n__exchange_close(ch->dispatch);
+	m2n__gpu_close(ch);
 	m2n__channel_free(ch);
 	m2n__channel_release_lists(ch);
 	free(ch);
@@ -278,7 +294,9 @@ int m2n_channel_set_map(struct m2n_channel *ch, const struct m2n_map *map, uint6
 	if (first_round <= newest_first_round(ch) && newest_first_round(ch))
 		rc = m2n__error(-EBUSY, "%s: a map for round %lu was set already", ch->title,
 			(unsigned long)newest_first_round(ch));
-	else
+	else if (ch->gpu)
+		rc = m2n__gpu_map_add(ch->gpu, (struct m2n_map *)(uintptr_t)map);
+	if (!rc)
 		rc = m2n__channel_use_map(
 			ch, m2n__map_ref((struct m2n_map *)(uintptr_t)map), first_round);
 	m2n__ctx_unlock(ch->ctx);
@@ -325,8 +343,15 @@ int m2n_channel_admit(struct m2n_channel *ch, int source, uint64_t first_round)
 		atomic_store(&ch->next_send, first_round);
 	if (source == ch->self_source)
 		ch->next_combine = first_round;
+	if (ch->gpu && m2n__gpu_start(ch->gpu))
+		return m2n__error_at(M2N_ERR_BACKEND, "%s: admit", ch->title);
 	if (ch->self_expert >= 0)
 		admit(&ch->dispatch->rx[source], first_round);
+	if (ch->gpu) {
+		m2n__ctx_lock(ch->ctx);
+		m2n__exchange_changed(ch->dispatch);
+		m2n__ctx_unlock(ch->ctx);
+	}
 	if (ch->sink_round)
 		ch->sink_round[source] = first_round;
 	return 0;

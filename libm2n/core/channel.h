@@ -104,7 +104,10 @@ struct m2n__map_use {
 	struct m2n__map_use *older;
 };
 
+struct m2n__gpu;
+
 struct m2n_channel {
+	struct m2n__gpu *gpu; /* in CUDA memory: its part on the device; else NULL */
 	struct m2n_group *group;
 	struct m2n_ctx *ctx;
 	struct m2n_channel_params p; /* lists are copies; zeros are filled in */

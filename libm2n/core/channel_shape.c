@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "core/channel.h"
+#include "core/gpu.h"
 #include "util/error.h"
 #include "util/fnv.h"
 
@@ -308,6 +308,7 @@ void m2n__channel_specs(struct m2n_channel *ch, struct m2n__exchange_spec *dispa
 	dispatch->title = ch->title;
 	fill_shape(ch, &dispatch->shape);
 	dispatch->n_slots = p->depth;
+	dispatch->memory = p->memory == M2N_MEMORY_CUDA ? M2N__MEM_CUDA : M2N__MEM_HOST;
 	*reply = *grant = *dispatch;
 
 	m2n__layout(ch, ch->max_local, n_rows, ch->slot_rows, &l);
@@ -378,7 +379,8 @@ int m2n_channel_query_memory(
 	struct m2n__exchange_spec spec[3];
 	struct m2n_channel_params p;
 	struct m2n_channel *ch;
-	size_t area[3] = {0}, region[3] = {0}, words[3] = {0}, staging = 0, made = 0, state;
+	size_t area[3] = {0}, region[3] = {0}, words[3] = {0};
+	size_t staging = 0, made = 0, batch = 0, state;
 	int rc = m2n__params_read(&p, sizeof(p), &init, params, "m2n_channel_params");
 
 	if (!rc && (!memory || !params))
@@ -398,6 +400,7 @@ int m2n_channel_query_memory(
 			staging += staging_bytes(&spec[i]);
 		}
 		made = made_bytes(ch);
+		batch = m2n__gpu_batch_bytes(ch);
 		rc = m2n__channel_alloc(ch, &state);
 		m2n__channel_free(ch);
 		m2n__channel_release_lists(ch);
@@ -408,8 +411,9 @@ int m2n_channel_query_memory(
 	memory->dispatch_bytes = area[0] + region[0];
 	memory->reply_bytes = area[1] + region[1];
 	memory->control_bytes = area[2] + words[0] + words[1] + words[2] + state;
-	memory->batch_bytes = 0;
-	memory->total_bytes = memory->dispatch_bytes + memory->reply_bytes + memory->control_bytes;
+	memory->batch_bytes = batch;
+	memory->total_bytes = memory->dispatch_bytes + memory->reply_bytes + memory->control_bytes +
+			      memory->batch_bytes;
 	memory->staging_bytes = staging;
 	memory->made_bytes = made;
 	return 0;

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/channel.h"
+#include "core/gpu.h"
 #include "util/error.h"
 
 /* One combine in hand. */
@@ -208,8 +208,8 @@ static int check_options(struct m2n_channel *ch, const struct m2n_combine_recv_p
 		(p->residual_stride && p->residual_stride < ch->p.out_row_bytes))
 		return m2n__error(-EINVAL, "%s: out_stride %zu, residual_stride %zu, at least %zu",
 			ch->title, p->out_stride, p->residual_stride, ch->p.out_row_bytes);
-	if (p->stream)
-		return m2n__error(-ENOTSUP, "%s: stream: this build has no GPU path", ch->title);
+	if (p->stream && !ch->gpu)
+		return m2n__error(-EINVAL, "%s: stream: the channel's memory is HOST", ch->title);
 	if (ch->p.reduce_at_expert && (p->weights || p->unit_weights || p->replies))
 		return m2n__error(-EINVAL,
 			"%s: with reduce_at_expert the weights are the plan's and "
@@ -333,6 +333,8 @@ int m2n_combine_recv(struct m2n_channel *ch, const struct m2n_combine_recv_param
 	if (!p || !ch)
 		return p ? m2n__error(-EINVAL, "m2n_combine_recv: channel is NULL") : -EINVAL;
 	rc = check(ch, p);
+	if (!rc && ch->gpu)
+		return m2n__gpu_combine_recv(ch->gpu, p);
 	if (!rc)
 		rc = ch->own_sinks ? find_own(ch, p, &c) : find_foreign(ch, p, &c);
 	if (rc)
@@ -394,6 +396,8 @@ int m2n_combine_backward(struct m2n_channel *ch, const struct m2n_dispatch_send_
 		return m2n__error(-EINVAL,
 			"%s: backward: row_bytes %zu and out_row_bytes %zu differ", ch->title,
 			ch->p.row_bytes, ch->p.out_row_bytes);
+	if (ch->gpu)
+		return m2n__gpu_combine_backward(ch->gpu, dispatch, replies, grad_weights);
 	p = *dispatch;
 	plan = p.plan;
 	if (!p.row_weights)

@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "core/channel.h"
+#include "core/gpu.h"
 #include "util/error.h"
 
 struct reply {
@@ -327,8 +327,10 @@ int m2n_combine_send(struct m2n_channel *ch, const struct m2n_combine_send_param
 	if (p->row_stride && p->row_stride < ch->p.out_row_bytes)
 		return m2n__error(-EINVAL, "%s: combine_send: row_stride %zu, at least %zu",
 			ch->title, p->row_stride, ch->p.out_row_bytes);
-	if (p->stream)
-		return m2n__error(-ENOTSUP, "%s: stream: this build has no GPU path", ch->title);
+	if (p->stream && !ch->gpu)
+		return m2n__error(-EINVAL, "%s: stream: the channel's memory is HOST", ch->title);
+	if (ch->gpu)
+		return m2n__gpu_combine_send(ch->gpu, p, b, slot);
 	rc = ch->own_sinks ? 0 : wait_credits(ch, b, slot, p->timeout_ns);
 	if (rc)
 		return rc;
@@ -349,6 +351,8 @@ int m2n_reply_wait(struct m2n_channel *ch, int64_t timeout_ns)
 
 	if (!ch || ch->self_expert < 0)
 		return m2n__error(-EINVAL, "m2n_reply_wait: not an expert rank of this channel");
+	if (ch->gpu)
+		return 0; /* in stream order rows may be reused at once */
 	for (size_t i = 0; i < ch->reply->n_tx && !rc; i++) {
 		rc = m2n__tx_flush(ch->reply, &ch->reply->tx[i], timeout_ns);
 		if (rc == M2N_ERR_PEER_LOST) {

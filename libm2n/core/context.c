@@ -14,7 +14,9 @@
 #include <unistd.h>
 
 #include "backend/registry.h"
+#include "core/gpu.h"
 #include "core/group.h"
+#include "mem/cuda.h"
 #include "util/error.h"
 #include "util/time.h"
 
@@ -86,6 +88,7 @@ static int open_backend(struct m2n_ctx *ctx, const struct m2n__backend_ops *ops)
 		.signals = ctx->signals,
 		.signal_mem = ctx->signal_mem,
 		.n_signals = (uint32_t)ctx->options.n_signals,
+		.cuda = ctx->cuda,
 		.say = m2n__notice_say,
 		.say_arg = ctx,
 	};
@@ -195,6 +198,45 @@ static void log_choice(struct m2n_ctx *ctx)
 	m2n__log(&ctx->log, M2N_LOG_INFO, "kernels %s; backends %s", ctx->kernels->name, line);
 }
 
+static int bad_device(const struct m2n_ctx *ctx)
+{
+	return m2n__error(M2N_ERR_OPTION,
+		"option CUDA_DEVICE: '%s'; accepted: auto, none, or a device's number from 0",
+		ctx->options.cuda_device);
+}
+
+/* The GPU: the one that is asked for must be there, another may be missing. */
+static int open_device(struct m2n_ctx *ctx)
+{
+	const char *want = ctx->options.cuda_device;
+	int is_auto = strcmp(want, "auto") == 0, ordinal = -1, rc;
+	char *end;
+
+	if (is_auto) {
+		ordinal = m2n__cuda_current();
+	} else if (strcmp(want, "none") != 0) {
+		long n = strtol(want, &end, 10);
+
+		if (end == want || *end || n < 0 || n > 1023)
+			return bad_device(ctx);
+		ordinal = (int)n;
+	}
+	if (ordinal < 0) {
+		snprintf(ctx->cuda_reason, sizeof(ctx->cuda_reason), "%s",
+			is_auto ? "the context has no CUDA device: option CUDA_DEVICE is 'auto', "
+				  "and this thread had none when the context was opened; make a "
+				  "device current before, or set CUDA_DEVICE to its number"
+				: "the context has no CUDA device: option CUDA_DEVICE is 'none'");
+		return 0;
+	}
+	rc = m2n__cuda_open(ordinal, &ctx->cuda);
+	if (!rc)
+		return 0;
+	ctx->cuda = NULL;
+	snprintf(ctx->cuda_reason, sizeof(ctx->cuda_reason), "%s", m2n_error_text());
+	return is_auto ? 0 : rc;
+}
+
 static int open_parts(struct m2n_ctx *ctx)
 {
 	size_t bytes = (size_t)ctx->options.n_signals * sizeof(uint64_t);
@@ -215,7 +257,9 @@ static int open_parts(struct m2n_ctx *ctx)
 	if (rc)
 		return rc;
 	ctx->signals = ctx->signal_mem->base;
-	rc = open_backends(ctx);
+	rc = open_device(ctx);
+	if (!rc)
+		rc = open_backends(ctx);
 	if (!rc)
 		log_choice(ctx);
 	return rc;
@@ -271,12 +315,14 @@ void m2n_ctx_close(struct m2n_ctx *ctx)
 		m2n__log(&ctx->log, M2N_LOG_WARN, "context closed with a group still joined");
 	while (ctx->groups)
 		m2n_group_leave(ctx->groups);
+	m2n__gpu_progress_stop(ctx);
 	m2n__graves_free(ctx);
 	m2n__mems_close(ctx);
 	for (unsigned i = 0; i < ctx->n_backends; i++)
 		if (ctx->backends[i].iface)
 			ctx->backends[i].ops.close(ctx->backends[i].iface);
 	m2n__mem_free(ctx->signal_mem);
+	m2n__cuda_close(ctx->cuda);
 	free(ctx->free_signals);
 	m2n__options_clear(&ctx->options);
 	pthread_mutex_destroy(&ctx->notice_lock);

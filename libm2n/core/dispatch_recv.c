@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/channel.h"
+#include "core/gpu.h"
 #include "util/error.h"
 
 static struct m2n__rx *rx_of(const struct m2n_channel *ch, uint32_t source)
@@ -464,8 +464,10 @@ int m2n_dispatch_recv(struct m2n_channel *ch, const struct m2n_dispatch_recv_par
 		return m2n__error(-EINVAL, "m2n_dispatch_recv: %s",
 			ch && batch ? "this rank is not an expert rank of the channel"
 				    : "channel or batch is NULL");
-	if (p->stream)
-		return m2n__error(-ENOTSUP, "%s: stream: this build has no GPU path", ch->title);
+	if (p->stream && !ch->gpu)
+		return m2n__error(-EINVAL, "%s: stream: the channel's memory is HOST", ch->title);
+	if (ch->gpu)
+		return m2n__gpu_dispatch_recv(ch->gpu, p, batch);
 	round = atomic_load_explicit(&ch->next_recv, memory_order_relaxed);
 	slot = m2n__ring_slot(&ch->recv_ring, round, ch->p.depth);
 	b = &ch->batches[slot];

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/channel.h"
+#include "core/gpu.h"
 #include "core/rows.h"
 #include "util/error.h"
 
@@ -34,8 +34,8 @@ static int check_options(struct m2n_channel *ch, const struct m2n_dispatch_send_
 	if (p->scale_stride && p->scale_stride < ch->p.scale_bytes)
 		return m2n__error(-EINVAL, "%s: scale_stride %zu, at least %zu", ch->title,
 			p->scale_stride, ch->p.scale_bytes);
-	if (p->stream)
-		return m2n__error(-ENOTSUP, "%s: stream: this build has no GPU path", ch->title);
+	if (p->stream && !ch->gpu)
+		return m2n__error(-EINVAL, "%s: stream: the channel's memory is HOST", ch->title);
 	if (p->sink >= (int)ch->p.n_sinks ||
 		(ch->own_sinks && p->sink >= 0 && p->sink != ch->self_source))
 		return m2n__error(-EINVAL, "%s: sink %d, accepted: %s", ch->title, p->sink,
@@ -300,6 +300,8 @@ int m2n_dispatch_send(struct m2n_channel *ch, const struct m2n_dispatch_send_par
 	rc = check(ch, p);
 	if (rc)
 		return rc;
+	if (ch->gpu)
+		return m2n__gpu_dispatch_send(ch->gpu, p);
 	round = atomic_load_explicit(&ch->next_send, memory_order_relaxed);
 	if (p->plan->map->digest != m2n__channel_map(ch, round)->digest)
 		return m2n__error(M2N_ERR_MAP,
@@ -348,6 +350,8 @@ int m2n_send_wait(struct m2n_channel *ch, uint64_t round, int64_t timeout_ns)
 
 	if (!ch || ch->self_source < 0)
 		return m2n__error(-EINVAL, "m2n_send_wait: not a source of this channel");
+	if (ch->gpu)
+		return 0; /* in stream order rows may be reused at once */
 	m2n__wait_begin(&w, ch->ctx, timeout_ns);
 	for (uint32_t i = 0; i < ch->p.depth && !rc; i++) {
 		struct m2n__open *open = &ch->open[i];

@@ -138,7 +138,7 @@ int m2n__peer_opened(
 /* The peer's greeting. 0, or an error: the peer cannot be connected. */
 int m2n__peer_greeted(struct m2n__peer *peer, const void *greeting, size_t bytes);
 
-/* core/notice.c: what backends tell each other. A notice of the peer; 0, or its error. Under lock. */
+/* core/notice.c: what backends tell each other. A peer's notice; 0, or its error. Under lock. */
 int m2n__peer_noticed(struct m2n__peer *peer, const void *notice, size_t bytes);
 /* Forgets notices to peers of a group that is left. Under lock. */
 void m2n__notices_forget(struct m2n_group *group);

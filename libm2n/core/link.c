@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/gpu.h"
 #include "util/barrier.h"
 #include "util/error.h"
 #include "util/time.h"
@@ -99,7 +100,8 @@ static int prepare_rx(struct m2n_exchange *x, struct m2n__rx *rx)
 
 	if (rx->was_linked) {
 		m2n__exchange_keep(x, &rx->area);
-		rc = m2n__shared_alloc(x->ctx, x->area_stride, n * x->stride, &rx->area);
+		rc = m2n__shared_alloc_on(
+			x->ctx, x->spec.memory, x->area_stride, n * x->stride, &rx->area);
 		if (rc)
 			return rc;
 		rx->slots = rx->area.mem->base;
@@ -130,6 +132,18 @@ static int prepare_rx(struct m2n_exchange *x, struct m2n__rx *rx)
 	return rc;
 }
 
+/* Slots and region as they will be at the peer: kernels write them, the progress thread sends. */
+static int prepare_device_stage(struct m2n_exchange *x, struct m2n__tx *tx)
+{
+	size_t slots = x->spec.n_slots * x->stride;
+	size_t region = x->spec.region_bytes * (x->spec.n_region_slots + x->spec.n_spare_slots);
+	int rc = m2n__shared_alloc_on(x->ctx, M2N__MEM_CUDA, slots, slots, &tx->stage);
+
+	if (!rc && region)
+		rc = m2n__shared_alloc_on(x->ctx, M2N__MEM_CUDA, region, region, &tx->bounce);
+	return rc;
+}
+
 static int prepare_tx(struct m2n_exchange *x, struct m2n__tx *tx)
 {
 	uint32_t n = x->spec.n_slots;
@@ -147,6 +161,8 @@ static int prepare_tx(struct m2n_exchange *x, struct m2n__tx *tx)
 		atomic_store_explicit(&tx->credits[i * x->credit_step], 0, memory_order_relaxed);
 	if (tx->ep->ops->caps & M2N__CAP_MAPPED || tx->stage.mem)
 		return 0;
+	if (x->spec.memory == M2N__MEM_CUDA)
+		return prepare_device_stage(x, tx);
 	return m2n__shared_alloc(x->ctx, stage, stage, &tx->stage);
 }
 
@@ -202,13 +218,16 @@ void m2n__exchange_peer_lost(struct m2n_exchange *x, struct m2n__peer *peer)
 	if (rx && m2n__rx_up(rx) &&
 		atomic_load_explicit(&peer->state, memory_order_relaxed) >= M2N_PEER_LOST)
 		atomic_store_explicit(&rx->untold, 1, memory_order_relaxed);
-	if (!rx)
+	if (!rx) {
+		m2n__exchange_changed(x);
 		return;
+	}
 	m2n__credit_forget(x, rx);
 	if (atomic_load_explicit(&peer->state, memory_order_relaxed) >= M2N_PEER_LOST)
 		atomic_store_explicit(&rx->admitted, UINT64_MAX, memory_order_relaxed);
 	atomic_store_explicit(&rx->returning, 0, memory_order_relaxed);
 	atomic_store_explicit(&rx->up, 0, memory_order_seq_cst);
+	m2n__exchange_changed(x);
 }
 
 void m2n__exchange_forget_ep(struct m2n_exchange *x, const struct m2n__ep *ep)
@@ -225,6 +244,9 @@ int m2n__group_is_idle(struct m2n_group *group)
 {
 	if (m2n__barrier_all_threads())
 		return 0;
+	for (struct m2n_exchange *x = group->exchanges; x; x = x->next)
+		if (x->gpu && m2n__gpu_is_busy(x->gpu->gpu))
+			return 0;
 	for (struct m2n_exchange *x = group->exchanges; x; x = x->next)
 		for (int i = 0; i < M2N__N_WRITERS; i++)
 			if (atomic_load_explicit(&x->busy[i], memory_order_acquire))
@@ -250,6 +272,8 @@ void m2n__exchange_sizes(
 
 	*area = spec->n_recv * round_up(spec->n_slots * slot_stride(spec), page);
 	*region = spec->n_recv ? spec->region_bytes * spec->n_region_slots : 0;
+	if (spec->memory == M2N__MEM_CUDA) /* there is no address space without memory */
+		*region += spec->n_recv ? spec->region_bytes * spec->n_spare_slots : 0;
 	*words = spec->explicit_credits ? spec->n_send * m2n__credit_bytes(spec) : 0;
 }
 
@@ -260,10 +284,10 @@ static int alloc_memory(struct m2n_exchange *x)
 
 	m2n__exchange_sizes(&x->spec, &area, &region, &words);
 	if (area)
-		rc = m2n__shared_alloc(x->ctx, area, area, &x->area);
+		rc = m2n__shared_alloc_on(x->ctx, x->spec.memory, area, area, &x->area);
 	all = x->spec.region_bytes * (x->spec.n_region_slots + x->spec.n_spare_slots);
 	if (!rc && region)
-		rc = m2n__shared_alloc(x->ctx, all, region, &x->region);
+		rc = m2n__shared_alloc_on(x->ctx, x->spec.memory, all, region, &x->region);
 	if (!rc && words)
 		rc = m2n__shared_alloc(x->ctx, words, words, &x->credits);
 	x->quarantine =
@@ -302,6 +326,12 @@ static int init_links(struct m2n_exchange *x)
 			rx->twin->twin = rx;
 	}
 	return 0;
+}
+
+void m2n__exchange_changed(struct m2n_exchange *x)
+{
+	if (x->gpu)
+		(void)m2n__gpu_links_changed(x->gpu);
 }
 
 static void want(struct m2n_exchange *x, struct m2n__peer *peer)

@@ -48,6 +48,7 @@ struct m2n__exchange_spec {
 	uint32_t
 		n_spare_slots; /* address space for region slots that a lost peer may still write */
 	int explicit_credits;
+	enum m2n__mem_kind memory; /* of slots, region and staging */
 	int in_order; /* slots are released in turn: one number is the credit of all */
 	struct m2n__shape shape;
 	_Atomic uint64_t *tx_round; /* the owner's next round to send; NULL: starts at 0 again */
@@ -132,8 +133,11 @@ struct m2n__garbage {
 	uint32_t signal0, n_signals;
 };
 
+struct m2n__gpu_links;
+
 struct m2n_exchange {
 	struct m2n_exchange *next;
+	struct m2n__gpu_links *gpu; /* in CUDA memory: its links on the device; else NULL */
 	struct m2n_group *group;
 	struct m2n_ctx *ctx;
 	struct m2n__exchange_spec spec; /* names and lists are copies */
@@ -221,6 +225,9 @@ static inline size_t m2n__credit_bytes(const struct m2n__exchange_spec *spec)
 {
 	return spec->n_slots * m2n__credit_step(spec) * sizeof(uint64_t);
 }
+
+/* A link came up or went down. Under lock. */
+void m2n__exchange_changed(struct m2n_exchange *x);
 
 /* core/link_move.c: what rounds do with links. `i` indexes tx or rx. */
 
@@ -406,6 +413,12 @@ static inline void m2n__tx_signal(
  */
 int m2n__tx_put_slot(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round,
 	struct m2n__slot_head *head, const struct m2n__piece *pieces, size_t n);
+/*
+ * Messaging, CUDA memory: body_bytes of the staged region, then head_bytes of the staged slot, as
+ * they lie on the device. 0, or M2N_ERR_PEER_LOST.
+ */
+int m2n__tx_put_device(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot,
+	size_t head_bytes, size_t body_at, size_t body_bytes);
 /* Messaging: writes the joined pieces to the peer's region; adds the number of signals. */
 int m2n__tx_put_region(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, size_t offset,
 	const struct m2n__piece *pieces, size_t n, uint32_t *n_puts);

@@ -38,7 +38,12 @@ static int export_part(struct m2n__peer *peer, struct m2n__shared *s, size_t off
 	size_t n = sizeof(key);
 	int rc = 0;
 
-	if (s->mem)
+	if (s->mem && !s->reg->mr[peer->backend])
+		rc = m2n__error(M2N_ERR_BACKEND,
+			"backend %s, by which rank %d is reached, does not carry %s memory",
+			peer->ep->ops->name, peer->rank,
+			s->mem->kind == M2N__MEM_CUDA ? "CUDA" : "host");
+	else if (s->mem)
 		rc = peer->ep->ops->export_key(s->reg->mr[peer->backend], offset, bytes, key, &n);
 	else
 		n = 0;
@@ -158,6 +163,7 @@ static void start(struct m2n_exchange *x, struct m2n__tx *tx)
 	atomic_store_explicit(&tx->first_round, first, memory_order_relaxed);
 	atomic_store_explicit(&tx->up, 1, memory_order_release);
 	atomic_store_explicit(&x->linking, 0, memory_order_seq_cst);
+	m2n__exchange_changed(x);
 	if (!x->connected || !x->spec.tx_round)
 		return;
 	m2n__link_say(tx->peer, M2N__FRAME_START, x->name, first, x->instance);
@@ -211,6 +217,7 @@ static int link_rx(struct m2n_exchange *x, struct m2n__rx *rx, const struct link
 	rx->has_come = !rx->starting;
 	rx->prepared = 0;
 	atomic_store_explicit(&rx->up, !rx->starting, memory_order_release);
+	m2n__exchange_changed(x);
 	return 0;
 }
 
@@ -362,6 +369,7 @@ static void on_start(
 	rx->has_come = 1;
 	atomic_store_explicit(&rx->first_round, first_round, memory_order_relaxed);
 	atomic_store_explicit(&rx->up, 1, memory_order_release);
+	m2n__exchange_changed(x);
 }
 
 void m2n__link_say(struct m2n__peer *peer, enum m2n__frame_type type, const char *name,

@@ -75,6 +75,24 @@ int m2n__tx_put_region(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot
 	return rc;
 }
 
+int m2n__tx_put_device(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot,
+	size_t head_bytes, size_t body_at, size_t body_bytes)
+{
+	uint8_t *slots = tx->stage.mem->base;
+	uint8_t *region = tx->bounce.mem ? tx->bounce.mem->base : NULL;
+	struct m2n__piece body = {region + body_at, body_bytes, tx->bounce.reg};
+	struct m2n__piece head = {slots + slot * x->stride, head_bytes, tx->stage.reg};
+	struct m2n__put put_body = {.pieces = &body,
+		.n_pieces = body_bytes != 0,
+		.rmem = tx->region_rmem,
+		.offset = body_at};
+	struct m2n__put put_head = {
+		.pieces = &head, .n_pieces = 1, .rmem = tx->slots_rmem, .offset = slot * x->stride};
+	int rc = put_signal(x, tx, &put_body, 2 * slot + 1);
+
+	return rc ? rc : put_signal(x, tx, &put_head, 2 * slot);
+}
+
 /*
  * The pieces that go with the head in one transfer: as many as the backend takes. A staged part
  * that follows the staged head is one piece with it. Returns how many of `pieces` it took.

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "core/context.h"
+#include "mem/cuda.h"
 #include "util/error.h"
 
 struct m2n__known {
@@ -128,6 +129,13 @@ static void remove_from_table(struct m2n_ctx *ctx, const struct m2n__shared *s)
 			set_entry(&table->entries[i], NULL, 0, NULL);
 }
 
+/* Memory of a kind that a backend does not carry is not for it. */
+static int is_for(const struct m2n__backend *b, const struct m2n__mem *mem)
+{
+	return (b->ops.caps & (mem->kind == M2N__MEM_CUDA ? M2N__CAP_CUDA_MEMORY
+							   : M2N__CAP_HOST_MEMORY)) != 0;
+}
+
 static int register_with(struct m2n_ctx *ctx, unsigned i, struct m2n__known *known)
 {
 	struct m2n__iface *iface = ctx->backends[i].iface;
@@ -135,9 +143,14 @@ static int register_with(struct m2n_ctx *ctx, unsigned i, struct m2n__known *kno
 	int rc = iface->ops->reg(iface, known->mem, &mr);
 
 	if (rc)
-		return m2n__error_at(rc, "backend %s", ctx->backends[i].ops.name);
+		m2n__error_at(rc, "backend %s", ctx->backends[i].ops.name);
+	if (rc && known->mem->kind == M2N__MEM_CUDA) {
+		/* perhaps none of this backend's peers wants it: the link that does will say so */
+		m2n__log(&ctx->log, M2N_LOG_WARN, "%s", m2n_error_text());
+		return 0;
+	}
 	known->reg.mr[i] = mr;
-	return 0;
+	return rc;
 }
 
 static void forget(struct m2n_ctx *ctx, const struct m2n__reg *reg)
@@ -168,7 +181,7 @@ static int learn(struct m2n_ctx *ctx, struct m2n__shared *s)
 	known->next = ctx->known;
 	ctx->known = known;
 	for (unsigned i = 0; i < ctx->n_backends && !rc; i++)
-		if (ctx->backends[i].started)
+		if (ctx->backends[i].started && is_for(&ctx->backends[i], s->mem))
 			rc = register_with(ctx, i, known);
 	if (rc) {
 		forget(ctx, &known->reg);
@@ -194,7 +207,9 @@ int m2n__backend_started(struct m2n_ctx *ctx, unsigned index)
 	if (b->started)
 		return 0;
 	for (struct m2n__known *known = ctx->known; known; known = known->next) {
-		int rc = known->reg.mr[index] ? 0 : register_with(ctx, index, known);
+		int rc = known->reg.mr[index] || !is_for(b, known->mem)
+				 ? 0
+				 : register_with(ctx, index, known);
 
 		if (rc)
 			return rc;
@@ -210,17 +225,28 @@ int m2n__backend_started(struct m2n_ctx *ctx, unsigned index)
 		ctx->others_come = 1;
 	if (b->ops.caps & M2N__CAP_SLEEP && (!ctx->sleeper || is_mapped)) {
 		/* A mapped peer's signal wakes only who sleeps on the mapped backend. */
-		ctx->others_come |= n > 0;
+		ctx->others_come |= n > 0 || ctx->sleeper;
 		atomic_store_explicit(&ctx->sleeper, b->iface, memory_order_release);
 	}
 	return 0;
 }
 
-int m2n__shared_alloc(struct m2n_ctx *ctx, size_t bytes, size_t commit, struct m2n__shared *s)
+static int no_device(const struct m2n_ctx *ctx, const char *what)
 {
-	int rc =
-		m2n__mem_alloc(bytes, commit, (enum m2n__mem_huge)ctx->options.huge_pages, &s->mem);
+	return m2n__error(M2N_ERR_BACKEND, "%s: %s", what, ctx->cuda_reason);
+}
 
+int m2n__shared_alloc_on(struct m2n_ctx *ctx, enum m2n__mem_kind kind, size_t bytes, size_t commit,
+	struct m2n__shared *s)
+{
+	int rc;
+
+	if (kind == M2N__MEM_CUDA)
+		rc = ctx->cuda ? m2n__mem_alloc_cuda(ctx->cuda, bytes, &s->mem)
+			       : no_device(ctx, "memory on a device");
+	else
+		rc = m2n__mem_alloc(
+			bytes, commit, (enum m2n__mem_huge)ctx->options.huge_pages, &s->mem);
 	if (rc)
 		return rc;
 	rc = learn(ctx, s);
@@ -229,6 +255,11 @@ int m2n__shared_alloc(struct m2n_ctx *ctx, size_t bytes, size_t commit, struct m
 		s->mem = NULL;
 	}
 	return rc;
+}
+
+int m2n__shared_alloc(struct m2n_ctx *ctx, size_t bytes, size_t commit, struct m2n__shared *s)
+{
+	return m2n__shared_alloc_on(ctx, M2N__MEM_HOST, bytes, commit, s);
 }
 
 int m2n__staging_alloc(struct m2n_ctx *ctx, size_t bytes, struct m2n__shared *s)
@@ -256,9 +287,21 @@ void m2n__shared_free(struct m2n_ctx *ctx, struct m2n__shared *s)
 	s->mem = NULL;
 }
 
-/* `base` NULL: memory of our own; else the caller's. */
-static int add(struct m2n_ctx *ctx, void *base, size_t bytes, const char *call,
-	struct m2n_mem **mem_out)
+/* The caller's memory: host or device, told by the address. */
+static int wrap(struct m2n_ctx *ctx, void *base, size_t bytes, struct m2n__mem **mem)
+{
+	int other;
+	enum m2n__pointer is =
+		ctx->cuda ? m2n__cuda_pointer(ctx->cuda, base, &other) : M2N__POINTER_HOST;
+
+	if (is == M2N__POINTER_DEVICE || is == M2N__POINTER_OTHER)
+		return m2n__mem_wrap_cuda(ctx->cuda, base, bytes, mem);
+	return m2n__mem_wrap(base, bytes, mem);
+}
+
+/* `base` NULL: memory of our own, of `kind`; else the caller's. */
+static int add(struct m2n_ctx *ctx, enum m2n__mem_kind kind, void *base, size_t bytes,
+	const char *call, struct m2n_mem **mem_out)
 {
 	struct m2n_mem *mem = calloc(1, sizeof(*mem));
 	struct m2n__shared *shared;
@@ -269,9 +312,9 @@ static int add(struct m2n_ctx *ctx, void *base, size_t bytes, const char *call,
 	shared = &mem->shared;
 	m2n__ctx_lock(ctx);
 	if (!base) {
-		rc = m2n__shared_alloc(ctx, bytes, bytes, shared);
+		rc = m2n__shared_alloc_on(ctx, kind, bytes, bytes, shared);
 	} else {
-		rc = m2n__mem_wrap(base, bytes, &shared->mem);
+		rc = wrap(ctx, base, bytes, &shared->mem);
 		if (!rc)
 			rc = learn(ctx, shared);
 		if (rc)
@@ -296,23 +339,25 @@ static int add(struct m2n_ctx *ctx, void *base, size_t bytes, const char *call,
 
 int m2n_mem_alloc(struct m2n_ctx *ctx, size_t bytes, struct m2n_mem **mem, void **base)
 {
-	int rc;
-
-	if (!ctx || !mem || !base || !bytes)
-		return m2n__error(-EINVAL, "m2n_mem_alloc: %s",
-			bytes ? "ctx, mem or base is NULL" : "0 bytes");
-	rc = add(ctx, NULL, bytes, "m2n_mem_alloc", mem);
-	if (!rc)
-		*base = (*mem)->shared.mem->base;
-	return rc;
+	return m2n_mem_alloc_on(ctx, M2N_MEMORY_HOST, bytes, mem, base);
 }
 
 int m2n_mem_alloc_on(struct m2n_ctx *ctx, enum m2n_memory memory, size_t bytes,
 	struct m2n_mem **mem, void **base)
 {
-	if (memory == M2N_MEMORY_HOST)
-		return m2n_mem_alloc(ctx, bytes, mem, base);
-	return m2n__error(M2N_ERR_BACKEND, "m2n_mem_alloc_on: the context has no CUDA device");
+	int rc;
+
+	if (!ctx || !mem || !base || !bytes)
+		return m2n__error(-EINVAL, "m2n_mem_alloc: %s",
+			bytes ? "ctx, mem or base is NULL" : "0 bytes");
+	if ((unsigned)memory > M2N_MEMORY_CUDA)
+		return m2n__error(-EINVAL, "m2n_mem_alloc_on: memory is %u, accepted: HOST, CUDA",
+			(unsigned)memory);
+	rc = add(ctx, memory == M2N_MEMORY_CUDA ? M2N__MEM_CUDA : M2N__MEM_HOST, NULL, bytes,
+		"m2n_mem_alloc", mem);
+	if (!rc)
+		*base = (*mem)->shared.mem->base;
+	return rc;
 }
 
 int m2n_mem_register(struct m2n_ctx *ctx, void *base, size_t bytes, struct m2n_mem **mem)
@@ -320,7 +365,7 @@ int m2n_mem_register(struct m2n_ctx *ctx, void *base, size_t bytes, struct m2n_m
 	if (!ctx || !mem || !base || !bytes)
 		return m2n__error(-EINVAL, "m2n_mem_register: %s",
 			bytes ? "ctx, mem or base is NULL" : "0 bytes");
-	return add(ctx, base, bytes, "m2n_mem_register", mem);
+	return add(ctx, M2N__MEM_HOST, base, bytes, "m2n_mem_register", mem);
 }
 
 void m2n_mem_free(struct m2n_mem *mem)

@@ -27,7 +27,8 @@ int m2n__notice_say(void *arg, struct m2n__ep *ep, const void *bytes, size_t n)
 	struct m2n__notice *notice;
 
 	if (n > M2N__NOTICE_BYTES)
-		return m2n__error(-EINVAL, "a notice of %zu bytes, at most %d", n, M2N__NOTICE_BYTES);
+		return m2n__error(
+			-EINVAL, "a notice of %zu bytes, at most %d", n, M2N__NOTICE_BYTES);
 	notice = malloc(sizeof(*notice) + n);
 	if (!notice)
 		return m2n__error(-ENOMEM, "no memory for a notice");
@@ -89,7 +90,8 @@ void m2n__notices_send(struct m2n_ctx *ctx)
 int m2n__peer_noticed(struct m2n__peer *peer, const void *notice, size_t bytes)
 {
 	if (bytes > M2N__NOTICE_BYTES)
-		return m2n__error(M2N_ERR_PROTOCOL, "rank %d sent a notice of %zu bytes, at most %d",
+		return m2n__error(M2N_ERR_PROTOCOL,
+			"rank %d sent a notice of %zu bytes, at most %d",
 			peer->rank, bytes, M2N__NOTICE_BYTES);
 	return peer->ep ? peer->ep->ops->hear(peer->ep, notice, bytes) : 0;
 }

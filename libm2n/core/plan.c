@@ -6,7 +6,7 @@
 
 #include <m2n/plan.h>
 
-#include "core/channel.h"
+#include "core/gpu.h"
 #include "util/error.h"
 
 #define MAX_MASK_WORDS 1024
@@ -14,6 +14,7 @@
 int m2n_plan_create(struct m2n_channel *ch, struct m2n_plan **plan)
 {
 	struct m2n__plan_limits limits;
+	int rc;
 
 	if (!ch || !plan)
 		return m2n__error(-EINVAL, "m2n_plan_create: channel or plan is NULL");
@@ -28,11 +29,21 @@ int m2n_plan_create(struct m2n_channel *ch, struct m2n_plan **plan)
 		.reduce_at_expert = !!ch->p.reduce_at_expert,
 		.drop_overflow = ch->p.overflow == M2N_OVERFLOW_DROP,
 	};
-	return m2n__plan_create(&limits, plan);
+	rc = m2n__plan_create(&limits, plan);
+	if (rc || !ch->gpu)
+		return rc;
+	rc = m2n__gpu_plan_create(ch->gpu, *plan);
+	if (rc) {
+		m2n__plan_destroy(*plan);
+		*plan = NULL;
+	}
+	return rc;
 }
 
 void m2n_plan_destroy(struct m2n_plan *plan)
 {
+	if (plan)
+		m2n__gpu_plan_destroy(plan->device);
 	m2n__plan_destroy(plan);
 }
 
@@ -50,6 +61,10 @@ int m2n_plan_route(
 		rc = m2n__error(-EINVAL, "%s: rank %d is not a source", ch->title, ch->group->rank);
 	if (rc)
 		return rc;
+	if (ch->gpu)
+		return m2n__gpu_plan_route(ch->gpu, plan, &p);
+	if (p.stream)
+		return m2n__error(-EINVAL, "%s: stream: the channel's memory is HOST", ch->title);
 	round = p.round == M2N_ROUND_NEXT
 			? atomic_load_explicit(&ch->next_send, memory_order_relaxed)
 			: p.round;
@@ -91,6 +106,9 @@ int m2n_plan_pack(const struct m2n_plan *plan, void *buffer, size_t bytes, size_
 {
 	if (!plan || !buffer || !used)
 		return m2n__error(-EINVAL, "m2n_plan_pack: plan, buffer or used is NULL");
+	if (plan->device)
+		return m2n__error(-ENOTSUP,
+			"m2n_plan_pack: plans of channels in CUDA memory cannot be packed yet");
 	return m2n__plan_pack(plan, buffer, bytes, used);
 }
 
@@ -99,5 +117,8 @@ int m2n_plan_unpack(struct m2n_channel *ch, struct m2n_plan *plan, const void *b
 {
 	if (!ch || !plan || !buffer)
 		return m2n__error(-EINVAL, "m2n_plan_unpack: channel, plan or buffer is NULL");
+	if (plan->device)
+		return m2n__error(-ENOTSUP,
+			"m2n_plan_unpack: plans of channels in CUDA memory cannot be packed yet");
 	return m2n__plan_unpack(plan, m2n__channel_map(ch, round), buffer, bytes);
 }

@@ -19,6 +19,8 @@
 
 #include "route/map.h"
 
+struct m2n__gpu_plan_part;
+
 /* What a plan must fit; fixed at creation. */
 struct m2n__plan_limits {
 	uint32_t max_tokens;
@@ -59,6 +61,7 @@ struct m2n_plan {
 	int32_t *pair_reply;
 	float *weight;            /* [n_tokens * top_k], 1 when none were given */
 	uint8_t *dropped;         /* [n_tokens] dropped pairs of this token, 255 at most */
+	struct m2n__gpu_plan_part *device; /* the core's, of a channel in CUDA memory; else NULL */
 	void *arena;              /* one allocation behind all arrays */
 	size_t arena_bytes;
 	/* Scratch of one routing. */
