@@ -248,6 +248,17 @@ static inline void m2n__bit_clear(uint64_t *bitmap, uint32_t i)
 	bitmap[i >> 6] &= ~(UINT64_C(1) << (i & 63));
 }
 
+/*
+ * A host channel's address must be the host's: what is on a device would be a fault. 0, or -EINVAL
+ * that names what. Only contexts with a device can tell, and need to.
+ */
+int m2n__host_pointer(const struct m2n_channel *ch, const char *what, const void *at);
+static inline int m2n__check_host(
+	const struct m2n_channel *ch, const char *what, const void *at)
+{
+	return ch->ctx->cuda && at ? m2n__host_pointer(ch, what, at) : 0;
+}
+
 /* Copies rows, streaming or through the caches. */
 static inline void m2n__move(
 	const struct m2n_channel *ch, int stream, void *dst, const void *src, size_t bytes)

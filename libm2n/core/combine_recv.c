@@ -238,6 +238,20 @@ static int check(struct m2n_channel *ch, const struct m2n_combine_recv_params *p
 	return 0;
 }
 
+/* In a context with a device: the addresses must not be its. */
+static int check_memory(struct m2n_channel *ch, const struct m2n_combine_recv_params *p)
+{
+	int rc = m2n__check_host(ch, "out", p->out);
+
+	if (!rc)
+		rc = m2n__check_host(ch, "residual", p->residual);
+	if (!rc)
+		rc = m2n__check_host(ch, "weights", p->weights);
+	if (!rc)
+		rc = m2n__check_host(ch, "replies", p->replies);
+	return rc;
+}
+
 static int find_own(
 	struct m2n_channel *ch, const struct m2n_combine_recv_params *p, struct combine *c)
 {
@@ -335,6 +349,8 @@ int m2n_combine_recv(struct m2n_channel *ch, const struct m2n_combine_recv_param
 	rc = check(ch, p);
 	if (!rc && ch->gpu)
 		return m2n__gpu_combine_recv(ch->gpu, p);
+	if (!rc && ch->ctx->cuda)
+		rc = check_memory(ch, p);
 	if (!rc)
 		rc = ch->own_sinks ? find_own(ch, p, &c) : find_foreign(ch, p, &c);
 	if (rc)

@@ -331,6 +331,9 @@ int m2n_combine_send(struct m2n_channel *ch, const struct m2n_combine_send_param
 		return m2n__error(-EINVAL, "%s: stream: the channel's memory is HOST", ch->title);
 	if (ch->gpu)
 		return m2n__gpu_combine_send(ch->gpu, p, b, slot);
+	rc = m2n__check_host(ch, "rows", p->rows);
+	if (rc)
+		return rc;
 	rc = ch->own_sinks ? 0 : wait_credits(ch, b, slot, p->timeout_ns);
 	if (rc)
 		return rc;

@@ -65,6 +65,18 @@ static int check(struct m2n_channel *ch, const struct m2n_dispatch_send_params *
 	return 0;
 }
 
+/* In a context with a device: the addresses must not be its. */
+static int check_memory(struct m2n_channel *ch, const struct m2n_dispatch_send_params *p)
+{
+	int rc = m2n__check_host(ch, "rows", p->rows);
+
+	if (!rc)
+		rc = m2n__check_host(ch, "scales", p->scales);
+	if (!rc)
+		rc = m2n__check_host(ch, "row_weights", p->row_weights);
+	return rc;
+}
+
 static inline void clear_word(struct m2n__open *open, uint32_t w)
 {
 	open->part[w] = open->answered[w] = open->refused[w] = open->ungranted[w] = 0;
@@ -302,6 +314,11 @@ int m2n_dispatch_send(struct m2n_channel *ch, const struct m2n_dispatch_send_par
 		return rc;
 	if (ch->gpu)
 		return m2n__gpu_dispatch_send(ch->gpu, p);
+	if (ch->ctx->cuda) {
+		rc = check_memory(ch, p);
+		if (rc)
+			return rc;
+	}
 	round = atomic_load_explicit(&ch->next_send, memory_order_relaxed);
 	if (p->plan->map->digest != m2n__channel_map(ch, round)->digest)
 		return m2n__error(M2N_ERR_MAP,

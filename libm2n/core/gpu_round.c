@@ -33,6 +33,18 @@ int m2n__gpu_check_pointer(const struct m2n__gpu *gpu, const char *what, const v
 		gpu->ch->title, what, at, ordinal, gpu->cuda->ordinal);
 }
 
+int m2n__host_pointer(const struct m2n_channel *ch, const char *what, const void *at)
+{
+	enum m2n__pointer is = m2n__cuda_pointer(ch->ctx->cuda, at, NULL);
+
+	if (is == M2N__POINTER_HOST || is == M2N__POINTER_PINNED)
+		return 0;
+	return m2n__error(-EINVAL,
+		"%s: %s at %p is device memory: the channel's memory is HOST; copy it, or create the "
+		"channel with memory CUDA",
+		ch->title, what, at);
+}
+
 static int check_all(
 	const struct m2n__gpu *gpu, const char *const *what, const void *const *at, unsigned n)
 {

@@ -65,6 +65,11 @@ int m2n_plan_route(
 		return m2n__gpu_plan_route(ch->gpu, plan, &p);
 	if (p.stream)
 		return m2n__error(-EINVAL, "%s: stream: the channel's memory is HOST", ch->title);
+	rc = m2n__check_host(ch, "expert_ids", p.expert_ids);
+	if (!rc)
+		rc = m2n__check_host(ch, "weights", p.weights);
+	if (rc)
+		return rc;
 	round = p.round == M2N_ROUND_NEXT
 			? atomic_load_explicit(&ch->next_send, memory_order_relaxed)
 			: p.round;
