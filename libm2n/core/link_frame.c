@@ -31,6 +31,25 @@ struct link_frame {
 	const void *slots_key, *region_key, *credits_key;
 };
 
+/* The memory is not registered with the peer's backend: its kind is not carried, or was refused. */
+static int cannot_carry(const struct m2n__peer *peer, const struct m2n__mem *mem)
+{
+	const struct m2n__backend_ops *ops = peer->ep->ops;
+	int is_cuda = mem->kind == M2N__MEM_CUDA;
+	struct m2n__mr *mr = NULL;
+
+	if (ops->caps & (is_cuda ? M2N__CAP_CUDA_MEMORY : M2N__CAP_HOST_MEMORY)) {
+		int rc = ops->reg(peer->ep->iface, mem, &mr);
+
+		if (rc)
+			return rc;
+		ops->dereg(mr);
+	}
+	return m2n__error(M2N_ERR_BACKEND,
+		"backend %s, by which rank %d is reached, does not carry %s memory", ops->name,
+		peer->rank, is_cuda ? "CUDA" : "host");
+}
+
 static int export_part(struct m2n__peer *peer, struct m2n__shared *s, size_t offset, size_t bytes,
 	struct m2n__cursor *c)
 {
@@ -39,10 +58,7 @@ static int export_part(struct m2n__peer *peer, struct m2n__shared *s, size_t off
 	int rc = 0;
 
 	if (s->mem && !s->reg->mr[peer->backend])
-		rc = m2n__error(M2N_ERR_BACKEND,
-			"backend %s, by which rank %d is reached, does not carry %s memory",
-			peer->ep->ops->name, peer->rank,
-			s->mem->kind == M2N__MEM_CUDA ? "CUDA" : "host");
+		rc = cannot_carry(peer, s->mem);
 	else if (s->mem)
 		rc = peer->ep->ops->export_key(s->reg->mr[peer->backend], offset, bytes, key, &n);
 	else

@@ -146,7 +146,7 @@ static int register_with(struct m2n_ctx *ctx, unsigned i, struct m2n__known *kno
 		m2n__error_at(rc, "backend %s", ctx->backends[i].ops.name);
 	if (rc && known->mem->kind == M2N__MEM_CUDA) {
 		/* perhaps none of this backend's peers wants it: the link that does will say so */
-		m2n__log(&ctx->log, M2N_LOG_WARN, "%s", m2n_error_text());
+		m2n__log(&ctx->log, M2N_LOG_DEBUG, "%s", m2n_error_text());
 		return 0;
 	}
 	known->reg.mr[i] = mr;
