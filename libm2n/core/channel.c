@@ -343,7 +343,8 @@ int m2n_channel_admit(struct m2n_channel *ch, int source, uint64_t first_round)
 		atomic_store(&ch->next_send, first_round);
 	if (source == ch->self_source)
 		ch->next_combine = first_round;
-	if (ch->gpu && m2n__gpu_start(ch->gpu))
+	/* the device's count is the host's only while nothing is queued: here nothing was */
+	if (source == ch->self_source && ch->gpu && m2n__gpu_start(ch->gpu))
 		return m2n__error_at(M2N_ERR_BACKEND, "%s: admit", ch->title);
 	if (ch->self_expert >= 0)
 		admit(&ch->dispatch->rx[source], first_round);
