@@ -140,7 +140,7 @@ enum {
 	X(device_count, "cuDeviceGetCount", (int *count)) \
 	X(device_get, "cuDeviceGet", (m2n__cu_device *device, int ordinal)) \
 	X(device_name, "cuDeviceGetName", (char *name, int length, m2n__cu_device device)) \
-	X(device_uuid, "cuDeviceGetUuid", (struct m2n__cu_uuid *uuid, m2n__cu_device device)) \
+	X(device_uuid, "cuDeviceGetUuid_v2", (struct m2n__cu_uuid *uuid, m2n__cu_device device)) \
 	X(device_attribute, "cuDeviceGetAttribute", (int *value, int attribute, m2n__cu_device device)) \
 	X(device_can_access_peer, "cuDeviceCanAccessPeer", (int *can, m2n__cu_device device, m2n__cu_device peer)) \
 	X(primary_retain, "cuDevicePrimaryCtxRetain", (m2n__cu_context *context, m2n__cu_device device)) \

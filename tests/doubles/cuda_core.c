@@ -23,12 +23,21 @@ EXPORT void m2n_double_counters_read(struct m2n_double_counters *) __asm__(
 	"m2n_double_read_counters");
 EXPORT uint64_t m2n_double_calls_of(const char *) __asm__("m2n_double_calls");
 EXPORT int m2n_double_fail_on(const char *) __asm__("m2n_double_fail");
+EXPORT int m2n_double_leave_out_of(const char *) __asm__("m2n_double_leave_out");
 
+#define LEFT_OUT (-1) /* instead of a result */
+
+/* Of the calls of a driver's function, or of the launches of a kernel, the nth, or all from it. */
 struct rule {
-	enum fn fn;
-	uint64_t n;
+	char name[64];
+	uint64_t n, n_seen;
 	int and_later;
 	m2n__cu_result result;
+};
+
+struct rules {
+	struct rule rules[MAX_RULES];
+	_Atomic unsigned n;
 };
 
 struct module {
@@ -47,13 +56,12 @@ static const char *const symbols[] = {
 #undef SYMBOL
 };
 static _Atomic uint64_t calls[N_FUNCTIONS];
-static struct rule rules[MAX_RULES];
-static _Atomic unsigned n_rules;
+static struct rules failing, left_out;
 static _Atomic int sticky, is_ready;
 atomic_int double_was_forked;
 static struct module *modules;
-static __thread struct context *stack[MAX_DEPTH];
-static __thread unsigned depth;
+static THREAD_LOCAL struct context *stack[MAX_DEPTH];
+static THREAD_LOCAL unsigned depth;
 
 uint64_t double_random(uint64_t *state)
 {
@@ -72,83 +80,108 @@ int64_t double_now_ns(void)
 	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-static m2n__cu_result injected(enum fn fn, uint64_t n)
+/* What the rules say of a call of `name`; 0: nothing. */
+static m2n__cu_result apply(struct rules *rules, const char *name)
 {
-	for (unsigned i = 0; i < n_rules; i++) {
-		const struct rule *r = &rules[i];
+	m2n__cu_result result = 0;
 
-		if (r->fn != fn || (r->and_later ? n < r->n : n != r->n))
+	for (unsigned i = 0; i < rules->n; i++) {
+		struct rule *r = &rules->rules[i];
+
+		if (strcmp(r->name, name))
 			continue;
-		if (r->result >= 700 && r->result < 800)
-			sticky = r->result;
-		return r->result;
+		r->n_seen++;
+		if (!result && (r->and_later ? r->n_seen >= r->n : r->n_seen == r->n))
+			result = r->result;
 	}
-	return sticky;
+	return result;
 }
 
 m2n__cu_result double_enter(enum fn fn)
 {
-	uint64_t n = ++calls[fn];
+	m2n__cu_result result = 0;
 
+	calls[fn]++;
 	if (fn == FN_driver_version || fn == FN_error_name || fn == FN_error_string)
 		return 0;
-	if (double_was_forked)
-		return M2N__CU_NOT_INITIALIZED;
-	if (fn != FN_init && !is_ready)
-		return M2N__CU_NOT_INITIALIZED;
-	if (n_rules || sticky) {
+	if (double_was_forked || (fn != FN_init && !is_ready))
+		result = M2N__CU_NOT_INITIALIZED;
+	if (!result && (failing.n || left_out.n || sticky)) {
 		LOCKED();
-		return injected(fn, n);
+		result = apply(&failing, symbols[fn]);
+		if (result >= 700 && result < 800)
+			sticky = result;
+		if (!result)
+			result = sticky;
+		if (!result)
+			result = apply(&left_out, symbols[fn]);
 	}
-	return 0;
+	return result;
 }
 
-static int fn_of(const char *symbol, size_t length)
+static int fn_of(const char *symbol)
 {
 	for (int i = 0; i < N_FUNCTIONS; i++)
-		if (strlen(symbols[i]) == length && !strncmp(symbols[i], symbol, length))
+		if (!strcmp(symbols[i], symbol))
 			return i;
 	return -1;
 }
 
-static int parse_rule(const char *text, struct rule *rule)
+/* "name:n", "name:n+", with ":result" behind for those that fail. */
+static int parse_rule(const char *text, m2n__cu_result result, struct rule *rule)
 {
 	const char *colon = strchr(text, ':');
-	int fn = colon ? fn_of(text, (size_t)(colon - text)) : -1;
+	size_t length = colon ? (size_t)(colon - text) : sizeof(rule->name);
 	char *end;
 
-	if (fn < 0)
+	*rule = (struct rule){.result = result};
+	if (length >= sizeof(rule->name))
 		return -1;
-	*rule = (struct rule){.fn = (enum fn)fn, .result = M2N__CU_OUT_OF_MEMORY};
-	rule->n = strtoull(colon + 1, &end, 10) + calls[fn];
+	memcpy(rule->name, text, length);
+	rule->n = strtoull(colon + 1, &end, 10);
+	if (end == colon + 1)
+		return -1;
 	if (*end == '+') {
 		rule->and_later = 1;
 		end++;
 	}
-	if (*end == ':')
+	if (*end == ':' && result != LEFT_OUT)
 		rule->result = (m2n__cu_result)strtol(end + 1, &end, 10);
 	return *end && *end != ',' ? -1 : 0;
 }
 
-int m2n_double_fail_on(const char *text)
+static int parse_rules(const char *text, m2n__cu_result result, struct rules *rules)
 {
-	LOCKED();
-
-	n_rules = 0;
-	sticky = 0;
+	rules->n = 0;
 	while (text && *text) {
-		if (n_rules == MAX_RULES || parse_rule(text, &rules[n_rules]))
+		struct rule *r = &rules->rules[rules->n];
+
+		if (rules->n == MAX_RULES || parse_rule(text, result, r) ||
+			(result != LEFT_OUT && fn_of(r->name) < 0))
 			return -1;
-		n_rules++;
+		rules->n++;
 		text = strchr(text, ',');
 		text += text != NULL;
 	}
 	return 0;
 }
 
+int m2n_double_fail_on(const char *text)
+{
+	LOCKED();
+	sticky = 0;
+	return parse_rules(text, M2N__CU_OUT_OF_MEMORY, &failing);
+}
+
+int m2n_double_leave_out_of(const char *text)
+{
+	LOCKED();
+	return parse_rules(text, LEFT_OUT, &left_out);
+}
+
 uint64_t m2n_double_calls_of(const char *symbol)
 {
-	int fn = fn_of(symbol, strlen(symbol));
+	int fn = fn_of(symbol);
 
 	return fn < 0 ? UINT64_MAX : calls[fn];
 }
@@ -171,33 +204,45 @@ static void note_fork(void)
 	double_was_forked = 1;
 }
 
+static void read_rules(const char *name, m2n__cu_result result, struct rules *rules)
+{
+	const char *text = getenv(name);
+
+	if (text && parse_rules(text, result, rules)) {
+		fprintf(stderr, "cuda double: %s=%s is not understood\n", name, text);
+		abort();
+	}
+}
+
+static void read_settings(void)
+{
+	uint64_t n = number("M2N_DOUBLE_DEVICES", 1);
+
+	double_settings = (struct settings){
+		.n_devices = (int)(n < MAX_DEVICES ? n : MAX_DEVICES),
+		.seed = number("M2N_DOUBLE_SEED", 1),
+		.delay_us = number("M2N_DOUBLE_DELAY_US", 0),
+		.device_bytes = number("M2N_DOUBLE_DEVICE_MEMORY", DEFAULT_BYTES),
+	};
+	read_rules("M2N_DOUBLE_FAIL", M2N__CU_OUT_OF_MEMORY, &failing);
+	read_rules("M2N_DOUBLE_LEAVE_OUT", LEFT_OUT, &left_out);
+	for (int i = 0; i < MAX_DEVICES; i++)
+		double_contexts[i].ordinal = i;
+	pthread_atfork(NULL, NULL, note_fork);
+}
+
 m2n__cu_result m2n_double_init(unsigned flags)
 {
 	static int is_prepared;
-	const char *fail = getenv("M2N_DOUBLE_FAIL");
 
-	if (!is_ready && !is_prepared && fail && m2n_double_fail_on(fail)) {
-		fprintf(stderr, "cuda double: M2N_DOUBLE_FAIL=%s is not understood\n", fail);
-		abort();
-	}
+	pthread_mutex_lock(&double_lock);
+	if (!is_prepared)
+		read_settings();
+	is_prepared = 1;
+	pthread_mutex_unlock(&double_lock);
 	ENTER(init);
-	LOCKED();
 	if (flags)
 		return M2N__CU_INVALID_VALUE;
-	if (!is_prepared) {
-		uint64_t n = number("M2N_DOUBLE_DEVICES", 1);
-
-		double_settings = (struct settings){
-			.n_devices = (int)(n < MAX_DEVICES ? n : MAX_DEVICES),
-			.seed = number("M2N_DOUBLE_SEED", 1),
-			.delay_us = number("M2N_DOUBLE_DELAY_US", 0),
-			.device_bytes = number("M2N_DOUBLE_DEVICE_MEMORY", DEFAULT_BYTES),
-		};
-		for (int i = 0; i < MAX_DEVICES; i++)
-			double_contexts[i].ordinal = i;
-		pthread_atfork(NULL, NULL, note_fork);
-		is_prepared = 1;
-	}
 	if (!double_settings.n_devices)
 		return M2N__CU_NO_DEVICE;
 	is_ready = 1;
@@ -635,6 +680,8 @@ m2n__cu_result m2n_double_launch(m2n__cu_function function, unsigned grid_x, uns
 	if (!grid_x || grid_y != 1 || grid_z != 1 || !block_x || block_y != 1 || block_z != 1 ||
 		block_x > 1024 || shared_bytes > 227 * 1024 || !params || extra)
 		return M2N__CU_INVALID_VALUE;
+	if (left_out.n && apply(&left_out, kernel->name))
+		return 0;
 	work.args = malloc(kernel->args_bytes);
 	if (!work.args)
 		return M2N__CU_OUT_OF_MEMORY;

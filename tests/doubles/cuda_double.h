@@ -45,6 +45,12 @@ uint64_t m2n_double_calls(const char *symbol);
  * Results 700-799 stick to the process as with the driver, until "" takes them back.
  */
 int m2n_double_fail(const char *rules);
+/*
+ * Calls that do nothing and succeed, to show that they are needed: "name:n" or "name:n+", where the
+ * name is a driver's function without outputs (cuStreamWaitEvent, cuEventRecord ...) or a kernel.
+ * In a capture the call counts, not the launches of the graph.
+ */
+int m2n_double_leave_out(const char *rules);
 /* Blocks of device memory, pinned memory and mappings of other processes' that are alive. */
 size_t m2n_double_blocks(void);
 

@@ -17,7 +17,7 @@ static struct session *sessions;
 static struct graph *graphs;
 static struct exec *execs;
 static uint64_t n_sessions_ever;
-static __thread int thread_mode; /* cuThreadExchangeStreamCaptureMode() */
+static THREAD_LOCAL int thread_mode; /* cuThreadExchangeStreamCaptureMode() */
 
 static void clear_nodes(struct graph *graph)
 {

@@ -19,6 +19,9 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define MAX_DEVICES 8
+/* In the block that every thread has from the start: memory that the loader adds to a thread and
+ * frees with it looks like a race to the thread sanitizer. */
+#define THREAD_LOCAL _Thread_local __attribute__((tls_model("initial-exec")))
 
 #define DECLARE(field, symbol, params) \
 	EXPORT m2n__cu_result m2n_double_##field params __asm__(symbol);
@@ -160,13 +163,13 @@ extern struct context double_contexts[MAX_DEVICES];
 extern struct m2n_double_counters double_counters; /* under the lock */
 extern atomic_int double_was_forked;
 
-/* Counts a call; what it must return before it does anything, or 0. */
+/* Counts a call; what it must return before it does anything (negative: success), or 0. */
 m2n__cu_result double_enter(enum fn fn);
 #define ENTER(field) \
 	do { \
 		m2n__cu_result early = double_enter(FN_##field); \
 		if (early) \
-			return early; \
+			return early < 0 ? 0 : early; \
 	} while (0)
 /* The thread's context; NULL: none, or it is no longer alive. */
 struct context *double_context(void);

@@ -94,15 +94,17 @@ enum order {
 	BY_EVENT,
 	BY_VALUE,
 	BY_SYNC,
-	BY_NULL_STREAM,
+	BY_NULL_STREAM,   /* is second */
+	FROM_NULL_STREAM, /* is first */
 	IN_ONE_STREAM,
 };
 
 /* One stream writes i, another takes it: how often was it not there yet? */
 static unsigned count_wrong(enum order order, unsigned n_rounds)
 {
-	unsigned flags = order == BY_NULL_STREAM ? 0 : M2N__CU_STREAM_NON_BLOCKING, n_wrong = 0;
-	m2n__cu_stream first = new_stream(cuda, flags);
+	int has_null = order == BY_NULL_STREAM || order == FROM_NULL_STREAM;
+	unsigned flags = has_null ? 0 : M2N__CU_STREAM_NON_BLOCKING, n_wrong = 0;
+	m2n__cu_stream first = order == FROM_NULL_STREAM ? NULL : new_stream(cuda, flags);
 	m2n__cu_stream second = order == BY_NULL_STREAM ? NULL :
 		order == IN_ONE_STREAM ? first : new_stream(cuda, flags);
 	m2n__cu_event event = new_event(M2N__CU_EVENT_DISABLE_TIMING);
@@ -124,7 +126,8 @@ static unsigned count_wrong(enum order order, unsigned n_rounds)
 		check_cu(d->ctx_synchronize());
 		n_wrong += word(at + 4) != i;
 	}
-	check_cu(d->stream_destroy(first));
+	if (first)
+		check_cu(d->stream_destroy(first));
 	if (second && second != first)
 		check_cu(d->stream_destroy(second));
 	check_cu(d->event_destroy(event));
@@ -785,6 +788,30 @@ static void counts_and_fails(void)
 	finish();
 }
 
+/* What is left out returns success, and what it was for goes wrong. */
+static void leaves_out(void)
+{
+	int (*leave_out)(const char *);
+	m2n__cu_ptr at;
+
+	begin(); /* the environment: the second fill of the stand-in */
+	leave_out = M2N_DOUBLE(m2n_double_leave_out);
+	at = new_words(2);
+	for (unsigned i = 0; i < 2; i++)
+		check_cu(launch_fill(NULL, at + 4 * i, 1, 5));
+	check_cu(d->stream_synchronize(NULL));
+	check(word(at) == 5 && word(at + 4) == 0);
+	check(!leave_out("cuStreamWaitEvent:1+,m2n_double_add:3"));
+	check(count_wrong(BY_EVENT, 100) > 5);
+	check(!leave_out("cuEventRecord:1+"));
+	check(count_wrong(BY_EVENT, 100) > 5);
+	check(!leave_out(NULL));
+	check(count_wrong(BY_EVENT, 100) == 0);
+	check(leave_out("cuEventRecord") == -1);
+	check_cu(d->mem_free(at));
+	finish();
+}
+
 /* A program may end while streams have work. */
 static void ends_with_work(void)
 {
@@ -817,6 +844,7 @@ static struct cuda_case cases[] = {
 	{"dma-bufs", hands_out_dma_bufs, {NULL}},
 	{"peers", peers, {"M2N_DOUBLE_DEVICES=2"}},
 	{"counters and errors", counts_and_fails, {"M2N_DOUBLE_FAIL=cuMemAlloc_v2:3,cuMemsetD8Async:1:999"}},
+	{"calls and kernels are left out", leaves_out, {SLOW, "M2N_DOUBLE_LEAVE_OUT=m2n_double_fill:2"}},
 	{"ends with work to do", ends_with_work, {SLOW}},
 };
 /* clang-format on */
