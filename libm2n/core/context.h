@@ -84,7 +84,13 @@ int m2n__ctx_poll(struct m2n_ctx *ctx);
 int m2n__ctx_poll_sometimes(struct m2n_ctx *ctx, int64_t now_ns);
 
 /* Sends the rows of all channels whose grants came. Any wait does: peers may depend on them. */
-void m2n__grants_poll(struct m2n_ctx *ctx);
+void m2n__grants_send(struct m2n_ctx *ctx);
+
+static inline void m2n__grants_poll(struct m2n_ctx *ctx)
+{
+	if (atomic_load_explicit(&ctx->n_ungranted, memory_order_relaxed))
+		m2n__grants_send(ctx);
+}
 
 /* Queues a notice of a backend (struct m2n__iface_params, `say`). */
 int m2n__notice_say(void *ctx, struct m2n__ep *ep, const void *bytes, size_t n);

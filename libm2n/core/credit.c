@@ -38,9 +38,13 @@ static int is_full(const struct m2n_exchange *x, const struct m2n__rx *rx, unsig
 {
 	uint64_t told = atomic_load_explicit(&rx->n_released, memory_order_relaxed) - n_owed;
 	uint64_t last = told + x->spec.n_slots - 1;
-	uint32_t slot = (uint32_t)((rx->slot + (last - rx->seq)) % x->spec.n_slots);
+	uint64_t slot = rx->slot + (last - rx->seq); /* less than a turn ahead */
 
-	return last >= rx->seq && m2n__rx_ready(x, rx, slot, last);
+	if (last < rx->seq)
+		return 0;
+	if (slot >= x->spec.n_slots)
+		slot -= x->spec.n_slots;
+	return m2n__rx_ready(x, rx, (uint32_t)slot, last);
 }
 
 void m2n__credit_owe(struct m2n_exchange *x, struct m2n__rx *rx)

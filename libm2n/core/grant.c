@@ -164,10 +164,9 @@ void m2n__send_granted(struct m2n_channel *ch)
 	m2n__grants_unlock(ch);
 }
 
-void m2n__grants_poll(struct m2n_ctx *ctx)
+void m2n__grants_send(struct m2n_ctx *ctx)
 {
-	if (!atomic_load_explicit(&ctx->n_ungranted, memory_order_relaxed) ||
-		pthread_mutex_trylock(&ctx->lock))
+	if (pthread_mutex_trylock(&ctx->lock))
 		return;
 	for (struct m2n_channel *ch = ctx->exact; ch; ch = ch->next_exact)
 		m2n__send_granted(ch);

@@ -35,17 +35,25 @@ uint8_t *m2n__tx_bounce(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slo
 	return rc ? NULL : (uint8_t *)tx->bounce.mem->base + slot * x->spec.slot_bytes;
 }
 
-/* One list; a backend that is full is given progress until it took all of it. */
-static int put(struct m2n_exchange *x, struct m2n__ep *ep, struct m2n__put *p)
+/* A backend that is full is given progress until it took all of the list. */
+static int put_rest(struct m2n_exchange *x, struct m2n__ep *ep, struct m2n__put *p)
 {
 	struct m2n__wait w;
-	int rc;
+	int rc = -EAGAIN;
 
 	m2n__wait_begin(&w, x->ctx, PUT_PATIENCE_NS);
-	while ((rc = ep->ops->put(ep, p)) == -EAGAIN && !m2n__wait_step(&w))
+	while (!m2n__wait_step(&w) && (rc = ep->ops->put(ep, p)) == -EAGAIN)
 		;
 	m2n__wait_end(&w);
 	return rc;
+}
+
+/* One list. */
+static int put(struct m2n_exchange *x, struct m2n__ep *ep, struct m2n__put *p)
+{
+	int rc = ep->ops->put(ep, p);
+
+	return rc == -EAGAIN ? put_rest(x, ep, p) : rc;
 }
 
 /* The same with signal word `word` of a link: 2 * slot for heads, one more for bodies. */
@@ -126,18 +134,22 @@ int m2n__tx_put_slot(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, 
 	struct m2n__piece list[HEAD_PIECES];
 	struct m2n__put p = {
 		.pieces = list, .rmem = tx->slots_rmem, .offset = slot * x->stride};
-	struct m2n__put body = {.rmem = tx->slots_rmem, .offset = p.offset};
 	size_t used = head_list(tx, staged, pieces, n, list, &p.n_pieces);
 	int rc;
 
-	for (size_t i = 0; i < p.n_pieces; i++)
-		body.offset += list[i].bytes;
-	body.pieces = pieces + used;
-	body.n_pieces = n - used;
-	rc = put_signal(x, tx, &body, 2 * slot + 1);
-	if (rc)
-		return rc;
-	head->n_body_puts += body.n_signals;
+	if (used < n) {
+		struct m2n__put body = {.pieces = pieces + used,
+			.n_pieces = n - used,
+			.rmem = tx->slots_rmem,
+			.offset = p.offset};
+
+		for (size_t i = 0; i < p.n_pieces; i++)
+			body.offset += list[i].bytes;
+		rc = put_signal(x, tx, &body, 2 * slot + 1);
+		if (rc)
+			return rc;
+		head->n_body_puts += body.n_signals;
+	}
 	memcpy(staged, head, sizeof(*head));
 	atomic_store_explicit(&staged->signal, round + 1, memory_order_relaxed);
 	rc = put_signal(x, tx, &p, 2 * slot);

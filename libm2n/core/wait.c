@@ -94,15 +94,17 @@ int m2n__wait_step(struct m2n__wait *w)
 {
 	struct m2n_ctx *ctx = w->ctx;
 	int64_t now, waited;
+	int events;
 
 	if (!w->n_steps++)
 		start(w);
-	m2n__ctx_progress(ctx);
+	events = m2n__ctx_progress(ctx);
 	m2n__grants_poll(ctx);
 	if (w->timeout_ns == 0)
 		return try_once(w);
 	if (w->spinning && w->n_steps % SPINS_PER_LOOK) {
-		relax();
+		if (!events)
+			relax();
 		return 0;
 	}
 	now = m2n__now_ns();

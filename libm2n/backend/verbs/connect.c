@@ -114,7 +114,6 @@ static struct verbs_ep *make(struct verbs_iface *v, const struct verbs_blob *pee
 	e->n_paths = n_paths;
 	e->n_qps = n_qps;
 	e->depth = (unsigned)v->options->verbs_sq;
-	pthread_mutex_init(&e->lock, NULL);
 	return e;
 }
 
@@ -277,7 +276,6 @@ void m2n__verbs_disconnect(struct m2n__ep *ep)
 		break;
 	}
 	pthread_mutex_unlock(&v->cm_lock);
-	pthread_mutex_destroy(&e->lock);
 	free(e);
 }
 

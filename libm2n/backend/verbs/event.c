@@ -12,7 +12,7 @@
 /* All connections with a path on this rail, or the one with that queue pair. */
 static void break_paths(struct verbs_rail *rail, const struct ibv_qp *qp, const char *why)
 {
-	pthread_mutex_lock(&rail->lock);
+	m2n__verbs_lock(&rail->lock);
 	for (unsigned i = 0; i < rail->n_buckets; i++) {
 		struct verbs_path *path = rail->paths[i];
 
@@ -20,7 +20,7 @@ static void break_paths(struct verbs_rail *rail, const struct ibv_qp *qp, const 
 			m2n__verbs_break(
 				path->ep, "%s:%u: %s", rail->ctx->device->name, rail->port, why);
 	}
-	pthread_mutex_unlock(&rail->lock);
+	m2n__verbs_unlock(&rail->lock);
 }
 
 static void warn_few_receives(struct verbs_rail *rail)
@@ -32,12 +32,12 @@ static void warn_few_receives(struct verbs_rail *rail)
 		"raise M2N_VERBS_RECVS",
 		rail->ctx->device->name, rail->n_recvs / 8, rail->n_recvs);
 	memset(&alarm, 0, sizeof(alarm));
-	pthread_mutex_lock(&rail->lock);
+	m2n__verbs_lock(&rail->lock);
 	if (!m2n__verbs_rail_restock(rail)) {
 		alarm.srq_limit = rail->n_recvs / 8;
 		(void)m2n__ibv.modify_srq(rail->srq, &alarm, IBV_SRQ_LIMIT);
 	}
-	pthread_mutex_unlock(&rail->lock);
+	m2n__verbs_unlock(&rail->lock);
 }
 
 static void take_event(struct verbs_rail *rail, const struct ibv_async_event *event)

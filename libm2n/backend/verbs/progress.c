@@ -80,32 +80,46 @@ static void take(struct verbs_rail *rail, const struct ibv_wc *wc)
 		take_done(path, (uint32_t)wc->wr_id);
 }
 
+/* The first batch has come; the rest. Under the rail's lock. Events, or a negative code. */
+static int take_all(struct verbs_rail *rail, struct ibv_wc *wc, int n)
+{
+	int events = 0;
+
+	for (int i = 0; n > 0; n = ibv_poll_cq(rail->cq, POLL_BATCH, wc)) {
+		for (int w = 0; w < n; w++)
+			take(rail, &wc[w]);
+		events += n;
+		if (n < POLL_BATCH || ++i == MAX_BATCHES)
+			break;
+	}
+	if (n >= 0 && rail->n_taken >= rail->n_recvs / 8 && m2n__verbs_rail_restock(rail))
+		n = -1;
+	return n < 0 ? n : events;
+}
+
+/* Mostly there is nothing: that has to be short. */
 static int poll_rail(struct verbs_rail *rail)
 {
 	struct ibv_wc wc[POLL_BATCH];
-	int n = POLL_BATCH, events = 0;
+	int n;
 
-	if (pthread_mutex_trylock(&rail->lock))
+	if (!m2n__verbs_trylock(&rail->lock))
 		return 0;
-	for (int i = 0; i < MAX_BATCHES && n == POLL_BATCH; i++) {
-		n = ibv_poll_cq(rail->cq, POLL_BATCH, wc);
-		for (int w = 0; w < n; w++)
-			take(rail, &wc[w]);
-		events = n < 0 ? n : events + n;
-	}
-	if (rail->n_taken >= rail->n_recvs / 8 && m2n__verbs_rail_restock(rail))
-		events = M2N_ERR_BACKEND;
-	pthread_mutex_unlock(&rail->lock);
-	if (events < 0)
+	n = ibv_poll_cq(rail->cq, POLL_BATCH, wc);
+	if (n)
+		n = take_all(rail, wc, n);
+	m2n__verbs_unlock(&rail->lock);
+	if (n < 0)
 		return m2n__error(M2N_ERR_BACKEND,
 			"verbs: %s: the completion queue or the receive queue failed",
 			rail->ctx->device->name);
-	return events;
+	return n;
 }
 
 int m2n__verbs_progress(struct m2n__iface *iface)
 {
 	struct verbs_iface *v = (struct verbs_iface *)iface;
+	unsigned n_idle;
 	int events = 0;
 
 	/* A8: pairs with R8 in connect.c. */
@@ -122,10 +136,12 @@ int m2n__verbs_progress(struct m2n__iface *iface)
 		m2n__verbs_cm_progress(v, 0);
 	if (events) {
 		m2n__verbs_kick(v);
-	} else if (atomic_fetch_add_explicit(&v->n_idle, 1, memory_order_relaxed) >=
-		   IDLE_BETWEEN_LOOKS) {
-		atomic_store_explicit(&v->n_idle, 0, memory_order_relaxed);
-		m2n__verbs_look(v);
+		return events;
 	}
-	return events;
+	/* several threads may count at once: it only says that it was long */
+	n_idle = atomic_load_explicit(&v->n_idle, memory_order_relaxed) + 1;
+	atomic_store_explicit(&v->n_idle, n_idle % IDLE_BETWEEN_LOOKS, memory_order_relaxed);
+	if (n_idle == IDLE_BETWEEN_LOOKS)
+		m2n__verbs_look(v);
+	return 0;
 }

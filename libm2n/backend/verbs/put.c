@@ -100,6 +100,7 @@ static unsigned count_writes(const struct verbs_ep *e, const struct m2n__put *pu
 	return n;
 }
 
+/* The first look at a list. */
 static int begin(struct verbs_ep *e, struct m2n__put *put)
 {
 	const struct m2n__iface *iface = e->ep.iface;
@@ -145,20 +146,17 @@ static int borrows(const struct verbs_path *path)
 	       atomic_load_explicit(&path->n_done, memory_order_acquire); /* A7 */
 }
 
-/* The next write of the list, at the end of its path's chain. `left`: writes with this one. */
-static void append(struct verbs_ep *e, struct m2n__put *put, struct batch *batch, unsigned left)
+/*
+ * The work request of the next write of the list, but for what it gathers. Only what an RDMA
+ * write has is filled in. `is_last`: on its path.
+ */
+static void describe(struct verbs_path *path, const struct m2n__put *put, struct ibv_send_wr *wr,
+	int is_copied, int is_last)
 {
-	struct verbs_path *path = &e->paths[put->next_path];
 	const struct verbs_rmem *rmem = (const struct verbs_rmem *)put->rmem;
-	struct ibv_send_wr *wr = &batch->wr[batch->n];
-	const struct place first = {put->next_piece, put->next_byte};
-	struct place at = first;
-	int is_last = left <= put->n_signals; /* on its path */
-	size_t bytes;
 
-	memset(wr, 0, sizeof(*wr));
-	wr->sg_list = batch->sge[batch->n];
-	wr->num_sge = cut(e, put, &at, path, wr->sg_list, &bytes);
+	wr->next = NULL;
+	wr->send_flags = 0;
 	wr->opcode = IBV_WR_RDMA_WRITE;
 	if (is_last && put->signal != M2N__SIGNAL_NONE) {
 		wr->opcode = IBV_WR_RDMA_WRITE_WITH_IMM;
@@ -166,17 +164,36 @@ static void append(struct verbs_ep *e, struct m2n__put *put, struct batch *batch
 	}
 	wr->wr.rdma.remote_addr = rmem->address + put->offset + put->next_offset;
 	wr->wr.rdma.rkey = rmem->rkey[path->rail_idx];
-	if (is_inline(e, put, first, &at, bytes))
-		wr->send_flags = IBV_SEND_INLINE;
 	path->n_posted++;
 	wr->wr_id = (uint64_t)path->uid << 32 | (uint32_t)path->n_posted;
-	if (!(wr->send_flags & IBV_SEND_INLINE))
+	if (is_copied)
+		wr->send_flags = IBV_SEND_INLINE;
+	else
 		path->n_borrowed = path->n_posted;
 	if ((is_last && path->n_borrowed == path->n_posted) ||
-		path->n_posted - path->n_marked >= e->depth / 4) {
+		path->n_posted - path->n_marked >= path->ep->depth / 4) {
 		wr->send_flags |= IBV_SEND_SIGNALED;
 		path->n_marked = path->n_posted;
 	}
+}
+
+static unsigned path_after(const struct verbs_ep *e, unsigned path)
+{
+	return path + 1 == e->n_paths ? 0 : path + 1;
+}
+
+/* The next write of the list, at the end of its path's chain. `left`: writes with this one. */
+static void append(struct verbs_ep *e, struct m2n__put *put, struct batch *batch, unsigned left)
+{
+	struct verbs_path *path = &e->paths[put->next_path];
+	struct ibv_send_wr *wr = &batch->wr[batch->n];
+	const struct place first = {put->next_piece, put->next_byte};
+	struct place at = first;
+	size_t bytes;
+
+	wr->sg_list = batch->sge[batch->n];
+	wr->num_sge = cut(e, put, &at, path, wr->sg_list, &bytes);
+	describe(path, put, wr, is_inline(e, put, first, &at, bytes), left <= put->n_signals);
 	if (path->last)
 		path->last->next = wr;
 	else
@@ -187,7 +204,7 @@ static void append(struct verbs_ep *e, struct m2n__put *put, struct batch *batch
 	put->next_piece = at.piece;
 	put->next_byte = at.byte;
 	put->next_offset += bytes;
-	put->next_path = put->next_path + 1 == e->n_paths ? 0 : put->next_path + 1;
+	put->next_path = path_after(e, put->next_path);
 }
 
 /* One doorbell for each path that has something. */
@@ -234,22 +251,90 @@ static int post(struct verbs_ep *e, struct m2n__put *put)
 	return rc ? rc : full ? -EAGAIN : 0;
 }
 
+/*
+ * What a put gathers that is one write, as most are. 0: it is not, or something is wrong with it,
+ * which begin() says. *is_copied: see is_inline().
+ */
+static int gather(const struct verbs_ep *e, const struct m2n__put *put,
+	const struct verbs_path *path, struct ibv_sge *sge, int *is_copied)
+{
+	const struct m2n__iface *iface = e->ep.iface;
+	const size_t room = put->rmem->bytes, limit = iface->max_bytes;
+	int is_foreign = 0, is_device = 0;
+	size_t bytes = 0, n = 0;
+
+	if (put->n_pieces > iface->max_iov)
+		return 0;
+	for (const struct m2n__piece *p = put->pieces, *end = p + put->n_pieces; p < end; p++) {
+		const struct m2n__mr *mr = p->reg ? p->reg->mr[iface->params.index] : NULL;
+		const struct verbs_mr *m = (const struct verbs_mr *)mr;
+
+		if (!p->bytes)
+			continue;
+		if (p->bytes > limit - bytes)
+			return 0;
+		bytes += p->bytes;
+		is_foreign |= !m;
+		is_device |= m && m->is_device;
+		sge[n].addr = (uint64_t)(uintptr_t)p->base;
+		sge[n].length = (uint32_t)p->bytes;
+		sge[n++].lkey = m ? m->rail[path->rail_idx]->lkey : 0;
+	}
+	*is_copied = bytes <= iface->max_inline && !is_device;
+	if (put->offset > room || bytes > room - put->offset || (is_foreign && !*is_copied))
+		return 0;
+	return (int)n;
+}
+
+/* Without counting, cutting and chains. */
+static int post_one(struct verbs_ep *e, struct m2n__put *put, struct verbs_path *path,
+	struct ibv_send_wr *wr, int is_copied)
+{
+	struct ibv_send_wr *bad;
+	int rc;
+
+	describe(path, put, wr, is_copied, 1);
+	rc = ibv_post_send(path->qp, wr, &bad);
+	if (rc) {
+		m2n__verbs_break(e, "ibv_post_send: %s", strerrordesc_np(rc));
+		return M2N_ERR_PEER_LOST;
+	}
+	put->n_posted = 1;
+	put->n_signals = put->signal != M2N__SIGNAL_NONE;
+	put->next_piece = put->n_pieces;
+	e->rotor = path_after(e, e->rotor);
+	return 0;
+}
+
+static int put_locked(struct verbs_ep *e, struct m2n__put *put)
+{
+	struct verbs_path *path = &e->paths[e->rotor];
+	struct ibv_sge sge[VERBS_MAX_SGE];
+	struct ibv_send_wr wr;
+	int is_copied, rc;
+
+	if (put->next_piece || put->next_byte)
+		return post(e, put);
+	wr.sg_list = sge;
+	wr.num_sge = gather(e, put, path, sge, &is_copied);
+	if (wr.num_sge)
+		return room_of(path) ? post_one(e, put, path, &wr, is_copied) : -EAGAIN;
+	rc = begin(e, put);
+	return rc ? rc : post(e, put);
+}
+
 int m2n__verbs_put(struct m2n__ep *ep, struct m2n__put *put)
 {
 	struct verbs_ep *e = (struct verbs_ep *)ep;
 	int rc;
 
-	rc = m2n__verbs_check(ep);
-	if (rc)
-		return rc;
+	if (atomic_load_explicit(&e->status, memory_order_relaxed))
+		return m2n__verbs_check(ep);
 	if (atomic_load_explicit(&e->state, memory_order_acquire) != VERBS_READY)
 		return m2n__error(-EINVAL, "verbs: a put before the connection is ready");
-	pthread_mutex_lock(&e->lock);
-	if (!put->next_piece && !put->next_byte)
-		rc = begin(e, put);
-	if (!rc)
-		rc = post(e, put);
-	pthread_mutex_unlock(&e->lock);
+	m2n__verbs_lock(&e->lock);
+	rc = put_locked(e, put);
+	m2n__verbs_unlock(&e->lock);
 	return rc == M2N_ERR_PEER_LOST ? m2n__verbs_check(ep) : rc;
 }
 
@@ -277,11 +362,11 @@ int m2n__verbs_arrived(struct m2n__ep *ep)
 
 	if (rc)
 		return rc;
-	pthread_mutex_lock(&e->lock);
+	m2n__verbs_lock(&e->lock);
 	for (unsigned i = 0; i < e->n_paths && rc != M2N_ERR_PEER_LOST; i++)
 		if (room_of(&e->paths[i]) < e->depth)
 			rc = mark_end(e, &e->paths[i]) ? M2N_ERR_PEER_LOST : -EAGAIN;
-	pthread_mutex_unlock(&e->lock);
+	m2n__verbs_unlock(&e->lock);
 	return rc == M2N_ERR_PEER_LOST ? m2n__verbs_check(ep) : rc;
 }
 
@@ -292,10 +377,10 @@ int m2n__verbs_flush(struct m2n__ep *ep)
 
 	if (rc)
 		return rc;
-	pthread_mutex_lock(&e->lock);
+	m2n__verbs_lock(&e->lock);
 	for (unsigned i = 0; i < e->n_paths && !rc; i++)
 		if (borrows(&e->paths[i]))
 			rc = -EAGAIN;
-	pthread_mutex_unlock(&e->lock);
+	m2n__verbs_unlock(&e->lock);
 	return rc;
 }

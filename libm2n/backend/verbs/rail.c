@@ -56,7 +56,6 @@ int m2n__verbs_rail_open(
 	if (!rail->ctx)
 		return m2n__error(M2N_ERR_BACKEND, "verbs: device %s cannot be opened: %s",
 			port->device->name, strerrordesc_np(errno));
-	pthread_mutex_init(&rail->lock, NULL);
 	rc = m2n__ibv.query_device(rail->ctx, &rail->limits);
 	if (rc)
 		rc = m2n__error(M2N_ERR_BACKEND, "verbs: device %s cannot be queried: %s",
@@ -96,7 +95,6 @@ void m2n__verbs_rail_close(struct verbs_rail *rail)
 		return;
 	stop(rail);
 	m2n__ibv.close_device(rail->ctx);
-	pthread_mutex_destroy(&rail->lock);
 	memset(rail, 0, sizeof(*rail));
 }
 
@@ -248,7 +246,7 @@ int m2n__verbs_rail_add(struct verbs_rail *rail, struct verbs_path *path)
 		if (!table)
 			return m2n__error(-ENOMEM, "verbs: no memory for a table of connections");
 	}
-	pthread_mutex_lock(&rail->lock);
+	m2n__verbs_lock(&rail->lock);
 	rc = reserve_cqes(rail, path->ep->depth);
 	if (!rc && table) {
 		rehash(rail, table, n_buckets);
@@ -262,7 +260,7 @@ int m2n__verbs_rail_add(struct verbs_rail *rail, struct verbs_path *path)
 		rail->n_paths++;
 		rail->n_cqes += path->ep->depth;
 	}
-	pthread_mutex_unlock(&rail->lock);
+	m2n__verbs_unlock(&rail->lock);
 	free(table);
 	return rc;
 }
@@ -271,7 +269,7 @@ void m2n__verbs_rail_remove(struct verbs_rail *rail, struct verbs_path *path)
 {
 	unsigned i, hole;
 
-	pthread_mutex_lock(&rail->lock);
+	m2n__verbs_lock(&rail->lock);
 	hole = path->qp->qp_num & (rail->n_buckets - 1);
 	while (rail->paths[hole] && rail->paths[hole] != path)
 		hole = (hole + 1) & (rail->n_buckets - 1);
@@ -288,5 +286,5 @@ void m2n__verbs_rail_remove(struct verbs_rail *rail, struct verbs_path *path)
 		rail->n_paths--;
 		rail->n_cqes -= path->ep->depth;
 	}
-	pthread_mutex_unlock(&rail->lock);
+	m2n__verbs_unlock(&rail->lock);
 }

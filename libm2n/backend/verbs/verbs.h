@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 
 #include "backend/backend.h"
+#include "backend/verbs/lock.h"
 #include "backend/verbs/verbs_lib.h"
 #include "util/options.h"
 
@@ -117,7 +118,7 @@ struct verbs_rail {
 	struct ibv_srq *srq;
 	struct rdma_cm_id *listener;
 	union verbs_address cm_address; /* it listens at, without the port */
-	pthread_mutex_t lock;
+	struct verbs_lock lock;
 	unsigned n_recvs;          /* room of the SRQ */
 	unsigned n_taken;          /* receives used up and not yet posted again */
 	unsigned n_cqes;           /* of the CQ that paths and receives may need at worst */
@@ -151,7 +152,7 @@ enum verbs_state {
 
 struct verbs_ep {
 	struct m2n__ep ep;
-	pthread_mutex_t lock;
+	struct verbs_lock lock;
 	struct verbs_blob peer;
 	int is_self, is_cm;
 	unsigned n_rails; /* that both sides have */
