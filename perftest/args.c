@@ -5,6 +5,7 @@
  * all are known. What argp reports goes to standard error with exit status 2.
  */
 #include "args.h"
+#include "args_check.h"
 
 #include <argp.h>
 #include <ctype.h>
@@ -44,12 +45,21 @@ enum key {
 	KEY_NO_CHECK,
 	KEY_LOCAL,
 	KEY_ROUND_TRIP,
+	KEY_MEMORY,
+	KEY_GPUS,
+	KEY_THREADS,
+	KEY_CLASSIC,
+	KEY_GRAPH,
 };
 
 /* clang-format off */
 static const struct argp_option options[] = {
 	{NULL, 'M', "RANKS", 0, "Source ranks (1)", 1},
 	{NULL, 'N', "RANKS", 0, "Expert ranks (1)", 1},
+	{"classic", KEY_CLASSIC, NULL, 0, "With --memory cuda: M = N ranks that are both", 1},
+	{"threads", KEY_THREADS, NULL, 0, "moe: the ranks are threads of one process", 1},
+	{"memory", KEY_MEMORY, "KIND", 0, "moe, kernel: where rows lie: host | cuda (host)", 1},
+	{"gpus", KEY_GPUS, "N", 0, "With --memory cuda: rank r has GPU r modulo N (1)", 1},
 	{"local", KEY_LOCAL, NULL, 0, "Fork the ranks even under a launcher", 1},
 	{"no-pin", KEY_NO_PIN, NULL, 0, "Leave ranks where the scheduler puts them", 1},
 	{"backend", KEY_BACKEND, "NAME", 0, "Force a backend (see m2n_info)", 1},
@@ -68,12 +78,13 @@ static const struct argp_option options[] = {
 	{"depth", KEY_DEPTH, "N", 0, "Rounds, or messages, in flight (3)", 2},
 	{"capacity", KEY_CAPACITY, "ROWS", 0, "Rows per source and expert rank (0: any routing fits)", 2},
 	{"round-trip", KEY_ROUND_TRIP, NULL, 0, "moe: time the two as one, at the sink", 2},
+	{"graph", KEY_GRAPH, NULL, 0, "With --memory cuda: launch rounds as a CUDA graph", 2},
 	{"sizes", KEY_SIZES, "A:B", 0, "bw, lat: message sizes A, 2A, 4A .. B (bytes, K and M allowed)", 2},
 	{"iters", KEY_ITERS, "N", 0, "Measured iterations per case", 3},
 	{"warmup", KEY_WARMUP, "N", 0, "Iterations before, not measured (10)", 3},
 	{"reps", KEY_REPS, "N", 0, "Alternations between ours and each yardstick (5)", 3},
 	{"seed", KEY_SEED, "N", 0, "Seed of routing and data (1)", 3},
-	{"compare", KEY_COMPARE, "LIST", 0, "Yardsticks in the same run: memcpy,mpi,ucx,"
+	{"compare", KEY_COMPARE, "LIST", 0, "Yardsticks in the same run: memcpy,mpi,ucx,nccl,"
 	 "ib_write_bw,ib_write_lat,ucx_perftest", 3},
 	{"no-check", KEY_NO_CHECK, NULL, 0, "Leave out the rounds that check the data", 3},
 	{"timeout", KEY_TIMEOUT, "SECONDS", 0, "Fail when nothing moves for this long (60)", 3},
@@ -105,6 +116,7 @@ static const struct number {
 	NUMBER(KEY_LAYERS, "--layers", max_layers, 1, 65536),
 	NUMBER(KEY_DEPTH, "--depth", depth, 1, 64),
 	NUMBER(KEY_CAPACITY, "--capacity", capacity, 0, UINT32_MAX),
+	NUMBER(KEY_GPUS, "--gpus", n_gpus, 1, 64),
 	NUMBER(KEY_TIMEOUT, "--timeout", timeout_s, 1, 86400),
 };
 
@@ -121,6 +133,8 @@ static const struct choice {
 		{PERF_TABLE, PERF_CSV, PERF_JSON}),
 	CHOICE(KEY_PLACEMENT, "--placement", placement, {"slot", "exact"},
 		{M2N_PLACEMENT_SLOT, M2N_PLACEMENT_EXACT}),
+	CHOICE(KEY_MEMORY, "--memory", memory, {"host", "cuda"},
+		{M2N_MEMORY_HOST, M2N_MEMORY_CUDA}),
 	CHOICE(KEY_DTYPE, "--dtype", dtype, {"f32", "bf16", "f16"},
 		{M2N_DTYPE_F32, M2N_DTYPE_BF16, M2N_DTYPE_F16}),
 };
@@ -133,20 +147,13 @@ static const struct flag {
 	FLAG(KEY_MATRIX, matrix), FLAG(KEY_SAMPLES, samples), FLAG(KEY_DEDUP, dedup),
 	FLAG(KEY_REDUCE, reduce_at_expert), FLAG(KEY_NO_PIN, no_pin),
 	FLAG(KEY_NO_CHECK, no_check), FLAG(KEY_LOCAL, local), FLAG(KEY_ROUND_TRIP, round_trip),
+	FLAG(KEY_THREADS, threads), FLAG(KEY_CLASSIC, classic), FLAG(KEY_GRAPH, graph),
 };
 
 static const char *const test_names[] = {NULL, "bw", "lat", "moe", "init", "kernel"};
 static const char *const dtype_names[] = {"f32", "bf16", "f16"};
 static const char *const compare_names[PERF_N_COMPARE] = {
-	"memcpy", "mpi", "ucx", "ib_write_bw", "ib_write_lat", "ucx_perftest"};
-/* What each test can be compared with. */
-static const unsigned comparable[] = {
-	[PERF_BW] = PERF_COMPARE_MEMCPY | PERF_COMPARE_UCX | PERF_COMPARE_TOOLS,
-	[PERF_LAT] = PERF_COMPARE_MEMCPY | PERF_COMPARE_UCX | PERF_COMPARE_TOOLS,
-	[PERF_MOE] = PERF_COMPARE_MEMCPY | PERF_COMPARE_MPI,
-	[PERF_INIT] = PERF_COMPARE_IB_WRITE_BW,
-	[PERF_KERNEL] = 0,
-};
+	"memcpy", "mpi", "ucx", "ib_write_bw", "ib_write_lat", "ucx_perftest", "nccl"};
 /* clang-format on */
 
 const char *perf_test_name(enum perf_test test)
@@ -243,24 +250,11 @@ static void set_sizes(struct argp_state *state, struct perf_args *args, const ch
 			state, "--sizes: '%s' is not A:B with 1 <= A <= B <= %" PRIu64, text, max);
 }
 
-/* The yardsticks of a set, as words. */
-static void list_names(unsigned set, char text[128])
-{
-	text[0] = '\0';
-	for (unsigned i = 0; i < PERF_N_COMPARE; i++) {
-		if ((set & 1u << i) == 0)
-			continue;
-		if (text[0] != '\0')
-			strcat(text, ", ");
-		strcat(text, compare_names[i]);
-	}
-}
-
 static void set_compare(struct argp_state *state, struct perf_args *args, const char *text)
 {
 	char known[128];
 
-	list_names(UINT_MAX, known);
+	perf_args_list_compare(UINT_MAX, known);
 	while (*text != '\0') {
 		size_t length = strcspn(text, ",");
 		unsigned bit = 0;
@@ -286,84 +280,6 @@ static void set_test(struct argp_state *state, struct perf_args *args, const cha
 			args->test = (enum perf_test)i;
 	if (args->test == PERF_NONE)
 		argp_error(state, "'%s' is none of bw, lat, moe, init, kernel", text);
-}
-
-static void check_moe(struct argp_state *state, struct perf_args *args)
-{
-	bool trace = strncmp(args->routing, "trace:", 6) == 0;
-	size_t value_bytes = perf_dtype_bytes(args->dtype);
-
-	if (!trace && !args->experts_given && args->n_experts < args->n_expert_ranks)
-		args->n_experts = args->n_expert_ranks;
-	if (!trace && args->n_experts < args->n_expert_ranks)
-		argp_error(state,
-			"--experts: %" PRIu64 " for %" PRIu64 " expert ranks; at least one each",
-			args->n_experts, args->n_expert_ranks);
-	if (!trace && args->top_k > args->n_experts)
-		argp_error(state,
-			"--top-k: %" PRIu64 " distinct experts of %" PRIu64 "; 1 to --experts",
-			args->top_k, args->n_experts);
-	if (args->cast_fp8 && args->dtype != M2N_DTYPE_BF16)
-		argp_error(state, "--cast fp8 needs --dtype bf16");
-	if (!args->cast_fp8 && args->row_bytes % value_bytes != 0)
-		argp_error(state,
-			"--row-bytes: %" PRIu64 " is no multiple of %zu, the bytes of one %s value",
-			args->row_bytes, value_bytes, dtype_names[args->dtype]);
-	if (args->reduce_at_expert && !args->dedup)
-		argp_error(state, "--reduce-at-expert needs --dedup");
-	if (args->compare != 0 && (args->dedup || args->cast_fp8 || args->round_trip))
-		argp_error(state, "--compare: moves the same bytes only without --dedup, --cast, "
-				  "--round-trip");
-}
-
-static void check_messages(struct argp_state *state, const struct perf_args *args)
-{
-	bool one_pair = args->n_sources == 1 && args->n_expert_ranks == 1;
-	unsigned of_many = args->test == PERF_BW ? PERF_COMPARE_IB_WRITE_BW : 0;
-
-	if ((args->compare & ~of_many) != 0 && !one_pair)
-		argp_error(state, "--compare: %s compares with -M 1 -N 1 only%s",
-			test_names[args->test], of_many != 0 ? ", but for ib_write_bw" : "");
-}
-
-/*
- * One list may serve bw and lat: of the two ib tools each test takes the one that measures what
- * it does.
- */
-static void check_compare(struct argp_state *state, struct perf_args *args)
-{
-	unsigned other = args->test == PERF_BW    ? PERF_COMPARE_IB_WRITE_LAT
-			 : args->test == PERF_LAT ? PERF_COMPARE_IB_WRITE_BW
-						  : 0;
-	char known[128];
-
-	list_names(comparable[args->test] & ~other, known);
-	if ((args->compare & ~comparable[args->test]) != 0 ||
-		(args->compare != 0 && (args->compare & ~other) == 0))
-		argp_error(state, "--compare: %s has %s", test_names[args->test],
-			known[0] != '\0' ? known : "no yardstick");
-	args->compare &= ~other;
-}
-
-static void check_all(struct argp_state *state, struct perf_args *args)
-{
-	static const uint64_t default_iters[] = {0, 200, 10000, 200, 5, 200};
-
-	if (args->test == PERF_NONE)
-		argp_error(state, "which test? One of bw, lat, moe, init, kernel");
-	if (args->n_iters == 0)
-		args->n_iters = default_iters[args->test];
-	if (args->n_reps > args->n_iters)
-		args->n_reps = args->n_iters;
-	if (args->size_max == 0) {
-		args->size_min = args->test == PERF_LAT ? 8 : 64;
-		args->size_max = args->test == PERF_LAT ? 64 << 10 : 4 << 20;
-	}
-	check_compare(state, args);
-	if (args->test == PERF_MOE || args->test == PERF_INIT)
-		check_moe(state, args);
-	if (args->test == PERF_BW || args->test == PERF_LAT)
-		check_messages(state, args);
 }
 
 /* Options that are neither number, word nor flag. */
@@ -394,7 +310,7 @@ static error_t set_other(struct argp_state *state, struct perf_args *args, int k
 		set_test(state, args, text);
 		return 0;
 	case ARGP_KEY_END:
-		check_all(state, args);
+		perf_args_check(state, args);
 		return 0;
 	default:
 		return ARGP_ERR_UNKNOWN;
@@ -456,6 +372,7 @@ void perf_args_parse(int argc, char **argv, struct perf_args *args)
 		.n_reps = 5,
 		.seed = 1,
 		.depth = 3,
+		.n_gpus = 1,
 		.timeout_s = 60,
 		.routing = "uniform",
 		.dtype = M2N_DTYPE_BF16};

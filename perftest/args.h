@@ -34,10 +34,11 @@ enum perf_format {
 #define PERF_COMPARE_IB_WRITE_BW 8u
 #define PERF_COMPARE_IB_WRITE_LAT 16u
 #define PERF_COMPARE_UCX_PERFTEST 32u
+#define PERF_COMPARE_NCCL 64u
 /* Those that are programs of others, run as children. */
 #define PERF_COMPARE_TOOLS \
 	(PERF_COMPARE_IB_WRITE_BW | PERF_COMPARE_IB_WRITE_LAT | PERF_COMPARE_UCX_PERFTEST)
-#define PERF_N_COMPARE 6
+#define PERF_N_COMPARE 7
 
 struct perf_args {
 	enum perf_test test;
@@ -55,6 +56,7 @@ struct perf_args {
 	uint64_t capacity;
 	uint64_t max_layers;     /* 0: all layers of a trace */
 	uint64_t timeout_s;      /* without progress */
+	uint64_t n_gpus;
 	uint64_t size_min, size_max; /* sweep of bw and lat, in factors of `size_factor` */
 	const char *backend;     /* NULL: the library's default */
 	const char *routing;
@@ -62,10 +64,12 @@ struct perf_args {
 	enum perf_format format;
 	enum m2n_placement placement;
 	enum m2n_dtype dtype;
+	enum m2n_memory memory;
 	unsigned compare;
 	bool tokens_given, top_k_given, experts_given;
 	bool dedup, reduce_at_expert, cast_fp8;
 	bool matrix, samples, no_pin, no_check, local, round_trip;
+	bool threads, classic, graph;
 };
 
 /*
@@ -73,6 +77,12 @@ struct perf_args {
  * the accepted range on standard error, exit 2).
  */
 void perf_args_parse(int argc, char **argv, struct perf_args *args);
+
+/* Ranks of the job: sources and expert ranks, with --classic the same ones. */
+static inline uint64_t perf_n_ranks(const struct perf_args *args)
+{
+	return args->classic ? args->n_sources : args->n_sources + args->n_expert_ranks;
+}
 
 const char *perf_test_name(enum perf_test test);
 /* The word of bit `bit` of args.compare. */

@@ -148,10 +148,13 @@ static void add_cost(const struct perf_job *job, uint32_t n_case, struct perf_ca
 bool perf_case_reduce(
 	const struct perf_job *job, uint32_t n_case, double scale, struct perf_case *c)
 {
-	static const struct {
+	bool gpu = job->args->memory == M2N_MEMORY_CUDA;
+	const struct {
 		const char *name, *how;
 	} kinds[] = {
-		{"m2n", NULL}, {"memcpy", "plain"}, {"memcpy", "nt"}, {"mpi", NULL}, {"ucx", NULL}};
+		{"m2n", NULL}, {"memcpy", gpu ? "cuMemcpyDtoDAsync" : "plain"},
+		{"memcpy", "nt"}, {"mpi", NULL}, {"ucx", NULL},
+		{"nccl", job->nccl_how}};
 	uint32_t n = job->dims.n_iters;
 	uint64_t n_reps = job->args->n_reps;
 	double *work = malloc((2 * (size_t)n + 3 * n_reps) * sizeof(double));

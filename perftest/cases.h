@@ -25,7 +25,8 @@ struct perf_case {
 	uint64_t tokens;     /* per source */
 	uint64_t row_bytes;  /* of a row or message */
 	uint64_t top_k;
-	uint64_t bytes;      /* payload of one sample */
+	uint64_t bytes;      /* payload of one sample; moe's device: read and written at least */
+	uint64_t bytes_unpacked; /* the same with batches made expert-major; 0: not told */
 	double n_messages;   /* in one sample of bw and lat; 0: no message rate */
 	struct perf_stats us;
 	double gbps;

@@ -20,7 +20,7 @@ typedef struct json_t json_t;
 json_t *json_null(void);
 json_t *json_boolean(int value);
 json_t *json_integer(json_int_t value);
-json_t *json_real(double value); /* NULL when it is not finite */
+json_t *json_real(double value);       /* NULL when it is not finite */
 json_t *json_string(const char *text); /* copied; NULL when it is no UTF-8 */
 json_t *json_array(void);
 json_t *json_object(void);
@@ -46,7 +46,7 @@ json_int_t json_integer_value(const json_t *value);
 int json_is_integer(const json_t *value);
 int json_is_null(const json_t *value);
 int json_is_true(const json_t *value);
-#define json_array_foreach(array, i, value)                                                        \
+#define json_array_foreach(array, i, value) \
 	for ((i) = 0; (i) < json_array_size(array) && ((value) = json_array_get(array, i)); (i)++)
 
 /* Prints with `indent` blanks a level. 0, or -1 when the file could not be written. */

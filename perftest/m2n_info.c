@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * m2n_info: what libm2n finds on this machine. Versions, the processor's kernels, the backends
- * with what they chose or why they cannot be used, the RDMA ports, what the launcher says, and
- * every option with the value in force. It opens a context as a program would; when that fails it
- * says why, shows what can be known without one, and ends with status 1.
+ * with what they chose or why they cannot be used, the RDMA ports, the GPUs, what the launcher
+ * says, and every option with the value in force. It opens a context as a program would; when that
+ * fails it says why, shows what can be known without one, and ends with status 1.
  *
  * Everything is gathered into one JSON object first; the text form prints that object, so that
  * the two never differ.
@@ -21,6 +21,7 @@
 #include "bootstrap/launcher.h"
 #include "core/option.h"
 #include "info_devices.h"
+#include "info_gpu.h"
 #include "json.h"
 #include "kernel/kernel.h"
 
@@ -299,6 +300,7 @@ static json_t *get_all(struct m2n_ctx *ctx, const char *error, const json_t *lin
 	info_put(info, "kernels", get_kernels(ctx));
 	info_put(info, "backends", get_backends(ctx, lines));
 	info_put(info, "rdma_ports", info_devices());
+	info_put(info, "gpu", info_gpus());
 	info_put(info, "launcher", get_launcher());
 	info_put(info, "options", get_options(ctx));
 	return info;
@@ -449,6 +451,7 @@ static int print_all(const json_t *info, const struct args *args)
 		print_kernels(info);
 		print_backends(info);
 		info_print_devices(json_object_get(info, "rdma_ports"));
+		info_print_gpus(json_object_get(info, "gpu"));
 		print_launcher(info);
 	}
 	if (fflush(stdout) || ferror(stdout)) {
@@ -466,6 +469,7 @@ int main(int argc, char **argv)
 	struct args args = {0};
 	json_t *info, *lines = info_need(json_array());
 	struct m2n_ctx *ctx = NULL;
+	struct m2n__cuda *cuda;
 	int failed;
 
 	argp_program_version_hook = print_version;
@@ -474,11 +478,13 @@ int main(int argc, char **argv)
 	params.backend = args.backend;
 	params.log = take_line;
 	params.log_arg = lines;
+	cuda = info_gpu_enter();
 	failed = m2n_ctx_open(&params, &ctx);
 	if (failed)
 		fprintf(stderr, "m2n_info: %s: %s\n", m2n_strerror(failed), m2n_error_text());
 	info = get_all(ctx, failed ? m2n_error_text() : NULL, lines);
 	m2n_ctx_close(ctx);
+	info_gpu_leave(cuda);
 	failed |= print_all(info, &args);
 	json_decref(info);
 	json_decref(lines);

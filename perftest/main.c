@@ -13,24 +13,29 @@
 #include "run.h"
 #include "tests.h"
 
-static const struct perf_test_ops *ops_of(enum perf_test test)
+static const struct perf_test_ops *ops_of(const struct perf_args *args)
 {
 	static const struct perf_test_ops *const all[] = {
 		NULL, &perf_bw_ops, &perf_lat_ops, &perf_moe_ops, &perf_init_ops, NULL};
 
-	return all[test];
+	if (args->memory == M2N_MEMORY_CUDA)
+		return &perf_moe_gpu_ops;
+	return all[args->test];
 }
 
 /* 0, or the exit status after saying what is wrong with being a rank of this launcher's job. */
 static int check_launch(const struct perf_args *args, const struct perf_rank *rank)
 {
-	uint64_t wanted = args->n_sources + args->n_expert_ranks;
+	uint64_t wanted = perf_n_ranks(args);
 	const char *text = NULL;
 
 	if ((args->compare & ~PERF_COMPARE_TOOLS) != 0)
-		text = "--compare memcpy, mpi and ucx need ranks that are forked here; add --local";
+		text = "--compare memcpy, mpi, nccl and ucx need ranks that are forked here; add "
+		       "--local";
 	if (args->test == PERF_INIT)
 		text = "init needs ranks that are forked here; add --local";
+	if (args->threads)
+		text = "--threads needs ranks that are started here; add --local";
 	if ((uint64_t)rank->n_ranks != wanted) {
 		fprintf(stderr,
 			"m2n_perf: the launcher started %d ranks, -M %" PRIu64 " -N %" PRIu64
@@ -69,7 +74,7 @@ static int make_report(const struct perf_job *job, FILE *file)
 	int status = 1;
 
 	perf_report_gather(&report);
-	if (ops_of(job->args->test)->cases(job, &report))
+	if (ops_of(job->args)->cases(job, &report))
 		status = print(file, &report);
 	else
 		fprintf(stderr, "m2n_perf: no memory for the results\n");
@@ -85,9 +90,9 @@ static int run(struct perf_job *job, struct perf_rank *rank, bool launched, FILE
 {
 	char text[512] = "";
 
-	job->dims.n_ranks = (uint32_t)(job->args->n_sources + job->args->n_expert_ranks);
+	job->dims.n_ranks = (uint32_t)perf_n_ranks(job->args);
 	job->dims.n_reps = (uint32_t)job->args->n_reps;
-	if (!ops_of(job->args->test)->prepare(job, text, sizeof(text))) {
+	if (!ops_of(job->args)->prepare(job, text, sizeof(text))) {
 		fprintf(stderr, "m2n_perf: %s\n", text);
 		return 2;
 	}
@@ -130,8 +135,12 @@ int main(int argc, char **argv)
 		perf_rank_leave(&rank);
 		return 2;
 	}
-	status = args.test == PERF_KERNEL ? perf_kernel_run(&args, file)
-					  : run(&job, &rank, launched > 0, file);
+	if (args.test != PERF_KERNEL)
+		status = run(&job, &rank, launched > 0, file);
+	else if (args.memory == M2N_MEMORY_CUDA)
+		status = perf_kernel_gpu_run(&args, file);
+	else
+		status = perf_kernel_run(&args, file);
 	free((void *)(uintptr_t)job.routing);
 	m2n__mem_free(job.bounce_mem);
 	perf_rank_leave(&rank);

@@ -9,7 +9,7 @@
 
 struct page_stamp *moe_stamp(struct moe *moe, enum moe_case n_case, unsigned series, int64_t iter)
 {
-	static struct page_stamp spare;
+	static _Thread_local struct page_stamp spare; /* ranks may be threads */
 
 	if (iter < 0)
 		return &spare;

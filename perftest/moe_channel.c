@@ -7,7 +7,7 @@
 void moe_channel_params(const struct perf_args *args, const struct perf_routing *routing,
 	struct m2n_channel_params *params)
 {
-	static int ranks[2048];
+	static _Thread_local int ranks[2048]; /* ranks may be threads */
 
 	for (int i = 0; i < 2048; i++)
 		ranks[i] = i;
@@ -15,7 +15,7 @@ void moe_channel_params(const struct perf_args *args, const struct perf_routing 
 	params->name = "m2n_perf";
 	params->sources = ranks;
 	params->n_sources = args->n_sources;
-	params->experts = ranks + args->n_sources;
+	params->experts = args->classic ? ranks : ranks + args->n_sources;
 	params->n_expert_ranks = args->n_expert_ranks;
 	params->n_experts = routing->n_experts;
 	params->top_k = routing->top_k;
@@ -32,4 +32,5 @@ void moe_channel_params(const struct perf_args *args, const struct perf_routing 
 	params->reduce_at_expert = args->reduce_at_expert;
 	params->capacity = (uint32_t)args->capacity;
 	params->depth = (uint32_t)args->depth;
+	params->memory = args->memory;
 }

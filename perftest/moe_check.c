@@ -7,7 +7,7 @@
  * where the library rounds once more by design (reduction at the expert) or loses bits (fp8) is
  * there a tolerance.
  */
-#include "moe.h"
+#include "moe_check.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -21,16 +21,8 @@
 #define VECTORIZED
 #endif
 
-struct check {
-	struct moe *moe;
-	unsigned generation;
-	uint32_t variant;
-	char *scratch;   /* one row */
-	float *sum;      /* [n_values] of an output row */
-	float *bound;    /* [n_values] sum of absolute values */
-};
-
-static uint32_t key_of(const struct check *check, uint32_t source, uint32_t token, uint32_t salt)
+static uint32_t key_of(
+	const struct moe_check *check, uint32_t source, uint32_t token, uint32_t salt)
 {
 	uint64_t key = perf_mix(check->moe->args->seed + check->generation);
 
@@ -103,8 +95,8 @@ static float from_f16(uint16_t value)
 {
 	int exponent = (value >> 10) & 31;
 	float fraction = value & 1023;
-	float magnitude = exponent == 0 ? fraction * 0x1p-24f
-					: ldexpf(1024 + fraction, exponent - 25);
+	float magnitude =
+		exponent == 0 ? fraction * 0x1p-24f : ldexpf(1024 + fraction, exponent - 25);
 
 	if (exponent == 31)
 		magnitude = (value & 1023) != 0 ? NAN : INFINITY;
@@ -137,7 +129,7 @@ VECTORIZED static void add_values(float *sum, float *bound, size_t n, uint32_t k
 }
 
 /* What a source sends for a token: bytes, or bf16 values that a cast will read. */
-static void make_row(const struct check *check, uint32_t source, uint32_t token, char *row)
+static void make_row(const struct moe_check *check, uint32_t source, uint32_t token, char *row)
 {
 	uint32_t key = key_of(check, source, token, 1);
 
@@ -148,7 +140,7 @@ static void make_row(const struct check *check, uint32_t source, uint32_t token,
 }
 
 static uint32_t output_key(
-	const struct check *check, uint32_t source, uint32_t token, int32_t expert)
+	const struct moe_check *check, uint32_t source, uint32_t token, int32_t expert)
 {
 	return key_of(check, source, token, 16 + (uint32_t)expert);
 }
@@ -164,7 +156,7 @@ static float from_e4m3(uint8_t value)
 
 /* Three bits of mantissa: within 1/16 of the value, or of the smallest step. */
 static bool cast_is_close(
-	const struct check *check, const uint8_t *row, const float *scales, const char *want)
+	const struct moe_check *check, const uint8_t *row, const float *scales, const char *want)
 {
 	for (size_t i = 0; i < check->moe->row_bytes; i++) {
 		uint16_t bits;
@@ -179,7 +171,7 @@ static bool cast_is_close(
 	return true;
 }
 
-static void __attribute__((noreturn)) fail_row(const struct check *check, const char *what,
+static void __attribute__((noreturn)) fail_row(const struct moe_check *check, const char *what,
 	uint32_t source, uint32_t token, int32_t expert)
 {
 	char text[160];
@@ -190,7 +182,8 @@ static void __attribute__((noreturn)) fail_row(const struct check *check, const 
 	perf_rank_fail(check->moe->rank, 0, text);
 }
 
-static bool row_is_right(const struct check *check, const struct m2n_segment *segment, uint32_t i)
+static bool row_is_right(
+	const struct moe_check *check, const struct m2n_segment *segment, uint32_t i)
 {
 	const struct moe *moe = check->moe;
 	size_t at = segment->index != NULL ? segment->index[i] : i;
@@ -203,8 +196,7 @@ static bool row_is_right(const struct check *check, const struct m2n_segment *se
 		(const float *)segment->scales + at * n_scales, check->scratch);
 }
 
-/* Walks the routing for the tokens of a segment; checks each row and makes its output. */
-static void check_segment(const struct check *check, const struct m2n_segment *segment)
+void moe_check_segment(const struct moe_check *check, const struct m2n_segment *segment)
 {
 	struct moe *moe = check->moe;
 	uint32_t top_k = moe->routing->top_k;
@@ -220,9 +212,11 @@ static void check_segment(const struct check *check, const struct m2n_segment *s
 		if (n == segment->n_rows)
 			fail_row(check, "number of rows, too few", segment->source, token,
 				segment->expert);
-		make_row(check, segment->source, token, check->scratch);
-		if (!row_is_right(check, segment, n))
-			fail_row(check, "row", segment->source, token, segment->expert);
+		if (segment->rows != NULL) {
+			make_row(check, segment->source, token, check->scratch);
+			if (!row_is_right(check, segment, n))
+				fail_row(check, "row", segment->source, token, segment->expert);
+		}
 		make_values(moe->outputs + (segment->first_row + n) * moe->out_row_bytes,
 			moe->out_row_bytes / value_bytes, moe->args->dtype,
 			output_key(check, segment->source, token, segment->expert));
@@ -232,7 +226,7 @@ static void check_segment(const struct check *check, const struct m2n_segment *s
 		fail_row(check, "number of rows, too many", segment->source, n, segment->expert);
 }
 
-static void expert_check(const struct check *check)
+static void expert_check(const struct moe_check *check)
 {
 	struct moe *moe = check->moe;
 	struct m2n_dispatch_recv_params recv = M2N_DISPATCH_RECV_PARAMS_INIT;
@@ -245,7 +239,7 @@ static void expert_check(const struct check *check)
 	if (batch->n_rows != want)
 		fail_row(check, "number of rows in a batch", 0, batch->n_rows, -1);
 	for (uint32_t i = 0; i < batch->n_segments; i++)
-		check_segment(check, &batch->segments[i]);
+		moe_check_segment(check, &batch->segments[i]);
 	page_rank(moe->rank->page, (uint32_t)moe->rank->rank)->verified += batch->n_rows;
 	send.batch = batch;
 	send.rows = moe->outputs;
@@ -255,7 +249,7 @@ static void expert_check(const struct check *check)
 }
 
 /* The sum as stored: exactly the bits of `sum`, or close where the library rounds once more. */
-static bool sum_is_right(const struct check *check, const char *out, size_t n)
+static bool sum_is_right(const struct moe_check *check, const char *out, size_t n)
 {
 	enum m2n_dtype dtype = check->moe->args->dtype;
 	bool exact = !check->moe->args->reduce_at_expert;
@@ -281,7 +275,7 @@ static bool sum_is_right(const struct check *check, const char *out, size_t n)
 	return true;
 }
 
-static void check_sums(const struct check *check)
+void moe_check_sums(const struct moe_check *check)
 {
 	struct moe *moe = check->moe;
 	uint32_t source = (uint32_t)moe->rank->source;
@@ -306,7 +300,19 @@ static void check_sums(const struct check *check)
 	page_rank(moe->rank->page, (uint32_t)moe->rank->rank)->verified += n_tokens;
 }
 
-static void source_check(const struct check *check)
+void moe_check_rows(const struct moe_check *check)
+{
+	struct moe *moe = check->moe;
+	uint32_t source = (uint32_t)moe->rank->source;
+	uint32_t n_tokens = *perf_routing_tokens(moe->routing, check->variant, source);
+
+	for (uint32_t token = 0; token < n_tokens; token++)
+		make_row(check, source, token, moe->rows + token * moe->in_row_bytes);
+	/* So that a sum that was not written is no leftover of the last round. */
+	memset(moe->out, 0xff, n_tokens * moe->out_row_bytes);
+}
+
+static void source_check(const struct moe_check *check)
 {
 	struct moe *moe = check->moe;
 	uint32_t source = (uint32_t)moe->rank->source;
@@ -317,10 +323,7 @@ static void source_check(const struct check *check)
 	route.n_tokens = *perf_routing_tokens(moe->routing, check->variant, source);
 	route.expert_ids = perf_routing_ids(moe->routing, check->variant, source);
 	route.weights = perf_routing_weights(moe->routing, check->variant, source);
-	for (uint32_t token = 0; token < route.n_tokens; token++)
-		make_row(check, source, token, moe->rows + token * moe->in_row_bytes);
-	/* So that a sum that was not written is no leftover of the last round. */
-	memset(moe->out, 0xff, route.n_tokens * moe->out_row_bytes);
+	moe_check_rows(check);
 	perf_rank_check(
 		moe->rank, m2n_plan_route(moe->channel, moe->plan, &route), "m2n_plan_route");
 	send.plan = recv.plan = moe->plan;
@@ -328,19 +331,33 @@ static void source_check(const struct check *check)
 	recv.out = moe->out;
 	perf_rank_check(moe->rank, m2n_dispatch_send(moe->channel, &send), "m2n_dispatch_send");
 	perf_rank_check(moe->rank, m2n_combine_recv(moe->channel, &recv), "m2n_combine_recv");
-	check_sums(check);
+	moe_check_sums(check);
+}
+
+void moe_check_open(struct moe *moe, unsigned generation, struct moe_check *check)
+{
+	size_t n_values = moe->out_row_bytes / perf_dtype_bytes(moe->args->dtype);
+
+	*check = (struct moe_check){.moe = moe, .generation = generation};
+	check->scratch = malloc(moe->in_row_bytes + 4);
+	check->sum = calloc(n_values, sizeof(float));
+	check->bound = calloc(n_values, sizeof(float));
+	if (check->scratch == NULL || check->sum == NULL || check->bound == NULL)
+		perf_rank_fail(moe->rank, 0, "data check: no memory");
+}
+
+void moe_check_close(struct moe_check *check)
+{
+	free(check->scratch);
+	free(check->sum);
+	free(check->bound);
 }
 
 void moe_check(struct moe *moe, unsigned generation)
 {
-	size_t n_values = moe->out_row_bytes / perf_dtype_bytes(moe->args->dtype);
-	struct check check = {.moe = moe, .generation = generation};
+	struct moe_check check;
 
-	check.scratch = malloc(moe->in_row_bytes + 4);
-	check.sum = calloc(n_values, sizeof(float));
-	check.bound = calloc(n_values, sizeof(float));
-	if (check.scratch == NULL || check.sum == NULL || check.bound == NULL)
-		perf_rank_fail(moe->rank, 0, "data check: no memory");
+	moe_check_open(moe, generation, &check);
 	for (uint32_t variant = 0; variant < moe->routing->n_variants; variant++) {
 		check.variant = variant;
 		perf_rank_barrier(moe->rank);
@@ -350,7 +367,5 @@ void moe_check(struct moe *moe, unsigned generation)
 			expert_check(&check);
 		perf_rank_step(moe->rank);
 	}
-	free(check.scratch);
-	free(check.sum);
-	free(check.bound);
+	moe_check_close(&check);
 }

@@ -33,7 +33,14 @@ void perf_rank_join(struct perf_rank *rank, const char *group_name)
 	struct m2n_ctx_params ctx = M2N_CTX_PARAMS_INIT;
 	struct m2n_group_params group = M2N_GROUP_PARAMS_INIT;
 
+	char device[32];
+	const char *const options[] = {device, NULL};
+
+	snprintf(device, sizeof(device), "CUDA_DEVICE=%d",
+		(int)(rank->rank % (int)rank->args->n_gpus));
 	ctx.backend = rank->args->backend;
+	if (rank->args->memory == M2N_MEMORY_CUDA)
+		ctx.options = options;
 	perf_rank_check(rank, m2n_ctx_open(&ctx, &rank->ctx), "m2n_ctx_open");
 	group.name = group_name;
 	group.rank = rank->rank;

@@ -21,6 +21,7 @@ enum perf_kind {
 	PERF_STREAM, /* the same with non-temporal stores */
 	PERF_MPI,
 	PERF_UCX,
+	PERF_NCCL,
 	PERF_IB_WRITE_BW, /* from here on: programs, see compare_tool.h */
 	PERF_IB_WRITE_LAT,
 	PERF_UCP_PUT_BW,
@@ -43,6 +44,8 @@ struct perf_job {
 	void *bounce;
 	struct page *page;
 	char store[64];      /* of forked ranks: a directory's URL */
+	bool nccl_hosts;     /* ranks as processes tell NCCL that they are hosts of their own */
+	char nccl_how[160];  /* of --compare nccl: what was needed, or why it is left out */
 };
 
 struct perf_rank {

@@ -7,6 +7,7 @@
 
 #include <math.h>
 
+#include "gpu.h"
 #include "json.h"
 
 #define SCHEMA "m2n_perf/1"
@@ -17,14 +18,20 @@ static json_t *real(double value)
 	return json_real(round(value * 1000) / 1000);
 }
 
-static json_t *env_json(void)
+static json_t *env_json(const struct perf_args *args)
 {
 	struct perf_env env;
 
 	perf_env_get(&env);
-	return json_pack("{s:s, s:i, s:s, s:s, s:s, s:s, s:s}", "cpu", env.cpu, "cores",
+	json_t *object = json_pack("{s:s, s:i, s:s, s:s, s:s, s:s, s:s}", "cpu", env.cpu, "cores",
 		(int)env.cores, "kernel", env.kernel, "compiler", env.compiler, "version",
 		env.version, "commit", env.commit, "date", env.date);
+	if (args->memory == M2N_MEMORY_CUDA) {
+		char gpu[160];
+		perf_gpu_describe(0, gpu, sizeof(gpu));
+		json_object_set_new(object, "gpu", json_string(gpu));
+	}
+	return object;
 }
 
 static json_t *args_json(const struct perf_args *args)
@@ -43,7 +50,11 @@ static json_t *args_json(const struct perf_args *args)
 		(json_int_t)args->n_iters, "warmup", (json_int_t)args->n_warmup, "reps",
 		(json_int_t)args->n_reps, "seed", (json_int_t)args->seed, "routing", args->routing,
 		"compare", names);
-	json_t *more = json_pack("{s:s, s:b, s:b, s:I, s:I, s:s, s:b, s:b}", "placement",
+	json_t *more = json_pack(
+		"{s:s, s:s, s:b, s:b, s:b, s:s, s:b, s:b, s:I, s:I, s:s, s:b, s:b}", "memory",
+		args->memory == M2N_MEMORY_CUDA ? "cuda" : "host", "ranks",
+		args->threads ? "threads" : "processes", "classic", args->classic, "graph",
+		args->graph, "check", !args->no_check, "placement",
 		args->placement == M2N_PLACEMENT_EXACT ? "exact" : "slot", "dedup", args->dedup,
 		"reduce_at_expert", args->reduce_at_expert, "depth", (json_int_t)args->depth,
 		"capacity", (json_int_t)args->capacity, "dtype", perf_dtype_name(args->dtype),
@@ -75,6 +86,9 @@ static void add_optional(json_t *object, const struct perf_args *args, const str
 {
 	if (c->phase != NULL)
 		json_object_set_new(object, "phase", json_string(c->phase));
+	if (c->bytes_unpacked > 0)
+		json_object_set_new(object, "bytes_unpacked",
+			json_integer((json_int_t)c->bytes_unpacked));
 	if (c->route_us >= 0)
 		json_object_set_new(object, "route_us", real(c->route_us));
 	if (c->n_messages > 0 && c->us.p50 > 0)
@@ -154,7 +168,7 @@ static json_t *matrix_json(const struct perf_report *report)
 
 static json_t *root_json(const struct perf_args *args, json_t *cases)
 {
-	return json_pack("{s:s, s:o, s:o, s:o}", "schema", SCHEMA, "env", env_json(), "args",
+	return json_pack("{s:s, s:o, s:o, s:o}", "schema", SCHEMA, "env", env_json(args), "args",
 		args_json(args), "cases", cases);
 }
 
@@ -180,6 +194,10 @@ bool perf_report_json(FILE *file, const struct perf_report *report)
 	for (size_t i = 0; i < report->n_cases; i++)
 		json_array_append_new(cases, case_json(report, &report->cases[i]));
 	json_t *root = root_json(report->args, cases);
+	if (root != NULL && report->job->nccl_how[0] != '\0' &&
+		!perf_job_has(report->job, PERF_NCCL))
+		json_object_set_new(root, "left_out",
+			json_pack("{s:s}", "nccl", report->job->nccl_how));
 	if (root != NULL && report->args->matrix)
 		json_object_set_new(root, "matrix", matrix_json(report));
 	if (root != NULL && report->args->test == PERF_INIT)

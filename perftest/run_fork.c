@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <ftw.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +20,8 @@
 
 struct run {
 	struct perf_job *job;
-	int n_children;
+	int n_rank_children; /* one for each rank, or one for all with --threads */
+	int n_children;      /* with the MPI helper */
 	int n_left;
 	pid_t *pids;        /* by rank; the MPI helper behind them */
 	bool failed;
@@ -37,6 +39,8 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 
 static const char *role_of(const struct perf_job *job, int rank)
 {
+	if (job->args->classic)
+		return "source and expert rank";
 	return (uint64_t)rank < job->args->n_sources ? "source" : "expert rank";
 }
 
@@ -47,6 +51,13 @@ static void be_rank(struct perf_job *job, int number)
 		.n_ranks = (int)job->dims.n_ranks, .source = number < n_sources ? number : -1,
 		.expert = number < n_sources ? -1 : number - n_sources};
 
+	if (job->args->classic)
+		rank.expert = number;
+	if (job->nccl_hosts) {
+		char host[32];
+		snprintf(host, sizeof(host), "m2n_perf-%d", number);
+		setenv("NCCL_HOSTID", host, 1);
+	}
 	if (!job->args->no_pin)
 		perf_pin((unsigned)number);
 	if (!job->joins_itself)
@@ -60,6 +71,42 @@ static void be_rank(struct perf_job *job, int number)
 	page_rank(job->page, (uint32_t)number)->finished = 1;
 }
 
+struct thread_rank {
+	struct perf_job *job;
+	int number;
+};
+
+static void *rank_main(void *arg)
+{
+	const struct thread_rank *rank = arg;
+
+	be_rank(rank->job, rank->number);
+	return NULL;
+}
+
+/* Every rank of the job, each as a thread of this process. */
+static void be_all_ranks(struct perf_job *job)
+{
+	uint32_t n = job->dims.n_ranks;
+	struct thread_rank *ranks = calloc(n, sizeof(*ranks));
+	pthread_t *threads = calloc(n, sizeof(*threads));
+	int status = ranks != NULL && threads != NULL ? 0 : ENOMEM;
+
+	for (uint32_t i = 0; status == 0 && i < n; i++) {
+		ranks[i] = (struct thread_rank){job, (int)i};
+		status = pthread_create(&threads[i], NULL, rank_main, &ranks[i]);
+	}
+	if (status != 0) {
+		page_fail(job->page, 0, "cannot start a thread for each rank: %s",
+			strerror(status));
+		_exit(1);
+	}
+	for (uint32_t i = 0; i < n; i++)
+		pthread_join(threads[i], NULL);
+	free(threads);
+	free(ranks);
+}
+
 static pid_t fork_rank(struct perf_job *job, int number, const sigset_t *mask)
 {
 	pid_t parent = getpid();
@@ -71,14 +118,17 @@ static pid_t fork_rank(struct perf_job *job, int number, const sigset_t *mask)
 	if (getppid() != parent)
 		_exit(3);
 	sigprocmask(SIG_SETMASK, mask, NULL);
-	be_rank(job, number);
+	if (job->args->threads)
+		be_all_ranks(job);
+	else
+		be_rank(job, number);
 	_exit(0);
 }
 
 /* What a child's end means; a rank that failed has left its text in the page. */
 static void note_end(struct run *run, pid_t pid, int status)
 {
-	int n_ranks = (int)run->job->dims.n_ranks;
+	int n_ranks = run->n_rank_children;
 
 	for (int i = 0; i < run->n_children; i++) {
 		if (run->pids[i] != pid)
@@ -106,7 +156,7 @@ static void note_stall(struct run *run)
 	size_t used = 0;
 
 	for (uint32_t i = 0; i < run->job->dims.n_ranks && used < sizeof(list) - 16; i++)
-		if (run->pids[i] != 0)
+		if (!page_rank(run->job->page, i)->finished)
 			used += (size_t)snprintf(list + used, sizeof(list) - used, " %u", i);
 	page_fail(run->job->page, -2, "no progress for %llu s; not finished: ranks%s",
 		(unsigned long long)run->job->args->timeout_s, list);
@@ -186,7 +236,7 @@ static bool make_store(struct perf_job *job)
 static bool start_all(struct run *run, const sigset_t *mask)
 {
 	struct perf_job *job = run->job;
-	int n_ranks = (int)job->dims.n_ranks;
+	int n_ranks = run->n_rank_children;
 
 	for (int i = 0; i < run->n_children; i++) {
 		run->pids[i] = i < n_ranks ? fork_rank(job, i, mask) : perf_mpi_start(job);
@@ -206,7 +256,8 @@ int perf_run_fork(struct perf_job *job)
 	struct run run = {.job = job};
 	sigset_t signals, mask;
 
-	run.n_children = (int)job->dims.n_ranks + perf_job_has(job, PERF_MPI);
+	run.n_rank_children = job->args->threads ? 1 : (int)job->dims.n_ranks;
+	run.n_children = run.n_rank_children + perf_job_has(job, PERF_MPI);
 	run.pids = calloc((size_t)run.n_children, sizeof(*run.pids));
 	if (run.pids == NULL || !make_store(job)) {
 		fprintf(stderr, "m2n_perf: no directory for the ranks to meet: %s\n",

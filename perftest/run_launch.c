@@ -11,13 +11,38 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "bootstrap/launcher.h"
+#include "core/option.h"
+
 #define CHUNK_BYTES (64u << 10)
+
+/*
+ * What the launcher says. In CUDA memory it is asked before there is a context: a process that is
+ * going to fork its ranks must not have used CUDA.
+ */
+static bool is_launched(struct m2n__launch *launch)
+{
+	*launch = (struct m2n__launch){.rank = -1, .n_ranks = -1, .local_rank = -1};
+	/* What cannot be read is told when the group is joined. */
+	return m2n__launch_detect(m2n__getenv, NULL, launch) != 0 || launch->rank >= 0;
+}
 
 int perf_launch_join(const struct perf_args *args, struct perf_rank *rank)
 {
 	struct m2n_ctx_params params = M2N_CTX_PARAMS_INIT;
+	struct m2n__launch launch;
+	char device[32];
+	const char *const options[] = {device, NULL};
 
 	*rank = (struct perf_rank){.args = args};
+	if (args->memory == M2N_MEMORY_CUDA) {
+		if (!is_launched(&launch))
+			return 0;
+		int local = launch.local_rank >= 0 ? launch.local_rank : launch.rank;
+		snprintf(device, sizeof(device), "CUDA_DEVICE=%d",
+			local > 0 ? local % (int)args->n_gpus : 0);
+		params.options = options;
+	}
 	params.backend = args->backend;
 	int status = m2n_ctx_open(&params, &rank->ctx);
 	if (status != 0) {
@@ -160,6 +185,8 @@ int perf_run_launched(struct perf_job *job, struct perf_rank *rank)
 	rank->page = job->page;
 	rank->source = rank->rank < n_sources ? rank->rank : -1;
 	rank->expert = rank->rank < n_sources ? -1 : rank->rank - n_sources;
+	if (job->args->classic)
+		rank->expert = rank->rank;
 	if (!job->args->no_pin)
 		perf_pin((unsigned)rank->rank);
 	open_sync(rank);

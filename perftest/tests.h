@@ -18,10 +18,12 @@ struct perf_test_ops {
 extern const struct perf_test_ops perf_bw_ops;
 extern const struct perf_test_ops perf_lat_ops;
 extern const struct perf_test_ops perf_moe_ops;
+extern const struct perf_test_ops perf_moe_gpu_ops; /* in CUDA memory */
 extern const struct perf_test_ops perf_init_ops;
 
 /* Kernels need no ranks: measures and reports at once, returns the exit status. */
 int perf_kernel_run(const struct perf_args *args, FILE *file);
+int perf_kernel_gpu_run(const struct perf_args *args, FILE *file); /* in CUDA memory */
 
 /* Message sizes of --sizes: A, 2A, 4A ... and B. */
 size_t perf_sizes(const struct perf_args *args, uint64_t *sizes, size_t max);

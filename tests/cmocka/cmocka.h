@@ -148,8 +148,8 @@ static inline int cmocka_run_one(const struct CMUnitTest *test, void *group_stat
 	return result;
 }
 
-static inline int cmocka_run_all(const char *name, const struct CMUnitTest *tests, size_t n,
-	CMFixtureFunction setup, CMFixtureFunction teardown)
+static inline int _cmocka_run_group_tests(const char *name, const struct CMUnitTest *tests,
+	size_t n, CMFixtureFunction setup, CMFixtureFunction teardown)
 {
 	static const char *const words[] = {"[       OK ]", "[  FAILED  ]", "[  SKIPPED ]"};
 	size_t n_of[3] = {0};
@@ -179,7 +179,7 @@ static inline int cmocka_run_all(const char *name, const struct CMUnitTest *test
 	return (int)n_of[CMOCKA_FAILED];
 }
 #define cmocka_run_group_tests_name(name, tests, setup, teardown) \
-	cmocka_run_all(name, tests, sizeof(tests) / sizeof((tests)[0]), setup, teardown)
+	_cmocka_run_group_tests(name, tests, sizeof(tests) / sizeof((tests)[0]), setup, teardown)
 #define cmocka_run_group_tests(tests, setup, teardown) \
 	cmocka_run_group_tests_name(#tests, tests, setup, teardown)
 
