@@ -582,6 +582,7 @@ m2n__cu_result m2n_double_vmm_create(m2n__cu_handle *handle, size_t bytes,
 		.bytes = bytes};
 	if (h.fd < 0)
 		return M2N__CU_OUT_OF_MEMORY;
+	lseek(h.fd, MAGIC, SEEK_SET);
 	result = add_handle(&h, handle);
 	if (!result)
 		context->used += bytes;
@@ -746,7 +747,11 @@ m2n__cu_result m2n_double_vmm_export(void *fd, m2n__cu_handle number, int type,
 	return 0;
 }
 
-/* The descriptor comes as the pointer's value. Who made it is in the memfd's name. */
+/*
+ * The descriptor comes as the pointer's value. Who made it is in the memfd's name. The driver knows
+ * open files, not names: what was opened again through /proc is another one, whose position shows
+ * it.
+ */
 m2n__cu_result m2n_double_vmm_import(m2n__cu_handle *handle, void *passed, int type)
 {
 	int fd = (int)(intptr_t)passed, ordinal;
@@ -762,6 +767,7 @@ m2n__cu_result m2n_double_vmm_import(m2n__cu_handle *handle, void *passed, int t
 	name[n < 0 ? 0 : n] = '\0';
 	if (type != M2N__CU_HANDLE_FD ||
 		sscanf(name, "/memfd:" VMM_NAME "%d", &ordinal) != 1 || fstat(fd, &info) ||
+		lseek(fd, 0, SEEK_CUR) != MAGIC ||
 		ordinal < 0 || ordinal >= double_settings.n_devices)
 		return M2N__CU_INVALID_VALUE;
 	h = (struct handle){.ordinal = ordinal, .fd = fcntl(fd, F_DUPFD_CLOEXEC, 0),

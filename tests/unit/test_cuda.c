@@ -300,7 +300,7 @@ static void allocates(void)
 	m2n__mem_free(mem);
 	check(m2n__cuda_pointer(cuda, base, NULL) == M2N__POINTER_HOST);
 	m2n__mem_free(second);
-	check(M2N_DOUBLE(m2n_double_blocks)() == 0);
+	check(n_blocks() == 0);
 	free(got);
 	m2n__cuda_close(cuda);
 }
@@ -328,7 +328,7 @@ static void runs_out_of_memory(void)
 	check(!m2n__mem_alloc_cuda(cuda, 2 * MIB, &more));
 	m2n__mem_free(more);
 	m2n__mem_free(mem);
-	check(M2N_DOUBLE(m2n_double_blocks)() == 0);
+	check(n_blocks() == 0);
 	m2n__cuda_close(cuda);
 }
 
@@ -347,7 +347,7 @@ static void pins(void)
 	m2n__cuda_pinned_free(cuda, NULL);
 	fail_next("cuMemHostGetDevicePointer_v2:1:1");
 	check(m2n__cuda_pinned_alloc(cuda, 1, &none) == M2N_ERR_BACKEND && !none);
-	check(M2N_DOUBLE(m2n_double_blocks)() == 0);
+	check(n_blocks() == 0);
 	m2n__cuda_close(cuda);
 }
 
@@ -514,6 +514,7 @@ static void restores_context(void)
 
 static void *use_all(void *arg)
 {
+	static const char *const none[] = {NULL};
 	struct m2n__cuda *cuda = arg;
 	struct m2n__mem *mem;
 	uint64_t value = 5;
@@ -525,7 +526,7 @@ static void *use_all(void *arg)
 		value = 0;
 		check(!m2n__cuda_read(cuda, &value, mem->base, sizeof(value)) && value == 5);
 		check(!m2n__cuda_pinned_alloc(cuda, 100, &pinned));
-		check(!m2n__cuda_load(cuda, image, names));
+		check(!m2n__cuda_load(cuda, NULL, none));
 		m2n__cuda_pinned_free(cuda, pinned);
 		m2n__mem_free(mem);
 	}
@@ -581,30 +582,64 @@ static void launch_in_spoiled_capture(void)
 	m2n__cuda_close(cuda);
 }
 
+/* What of all this holds on the real driver, too. */
+static void real_device(void)
+{
+	struct m2n__cuda *cuda = open_device(0);
+	struct m2n__mem *mem, *part;
+	uint64_t value = 77, got = 0, *pinned;
+	void *base;
+
+	check(cuda->name[0] && cuda->major >= 7 && cuda->n_multiprocessors > 0);
+	check(cuda->driver_version >= M2N__CUDA_MIN_DRIVER && m2n__cuda_current() == -1);
+	check(!m2n__mem_alloc_cuda(cuda, MIB, &mem));
+	base = mem->base;
+	check(!m2n__cuda_write(cuda, (char *)base + 8, &value, 8));
+	check(!m2n__cuda_read(cuda, &got, (char *)base + 8, 8) && got == 77);
+	check(!m2n__cuda_read(cuda, &got, base, 8) && got == 0);
+	check(m2n__cuda_pointer(cuda, base, NULL) == M2N__POINTER_DEVICE);
+	check(m2n__cuda_pointer(cuda, &value, NULL) == M2N__POINTER_HOST);
+	check(!m2n__cuda_pinned_alloc(cuda, 8, &base));
+	pinned = base;
+	check(*pinned == 0 && m2n__cuda_pointer(cuda, base, NULL) == M2N__POINTER_PINNED);
+	refuse(cuda, base, 8, "pinned host memory");
+	m2n__cuda_pinned_free(cuda, base);
+	refuse(cuda, &value, 8, "is host memory");
+	base = mem->base;
+	check(!m2n__mem_wrap_cuda(cuda, (char *)base + 5, 100, &part));
+	m2n__mem_free(part);
+	refuse(cuda, base, 2 * MIB + 1, "ends after 2097152");
+	m2n__mem_free(mem);
+	refuse(cuda, base, 8, "freed");
+	check(m2n__cuda_current() == -1);
+	m2n__cuda_close(cuda);
+}
+
 /* clang-format off */
 static struct cuda_case cases[] = {
-	{"opens a device", opens, {"M2N_DOUBLE_DEVICES=2"}},
-	{"knows what a device lacks", knows_what_is_missing, {"M2N_DOUBLE_ATTRIBUTES=102=0,117=0,118=200,124=0"}},
-	{"needs unified addressing", needs_unified_addressing, {"M2N_DOUBLE_ATTRIBUTES=41=0"}},
-	{"refuses an old driver", refuses_old_driver, {"M2N_DOUBLE_DRIVER_VERSION=11040"}},
-	{"says that there is no device", says_no_device, {"M2N_DOUBLE_DEVICES=0"}},
-	{"says that there is no library", says_no_library, {NULL}},
-	{"says which symbol is missing", says_missing_symbol, {NULL}},
-	{"a fork ends it", ends_with_fork, {NULL}},
-	{"opening survives every error", open_survives_errors, {NULL}},
-	{"loads and launches kernels", loads_and_launches, {NULL}},
-	{"loading refuses", load_refuses, {NULL}},
-	{"a broken device says so", broken_device, {NULL}},
-	{"allocates zeroed memory", allocates, {NULL}},
-	{"runs out of memory with figures", runs_out_of_memory, {"M2N_DOUBLE_DEVICE_MEMORY=8388608"}},
-	{"pins memory", pins, {NULL}},
-	{"tells pointers apart", tells_pointers_apart, {"M2N_DOUBLE_DEVICES=2"}},
-	{"wraps the user's memory", wraps, {"M2N_DOUBLE_DEVICES=2"}},
-	{"wraps memory in pieces", wraps_pieces, {NULL}},
-	{"writes and reads", writes_and_reads, {"M2N_DOUBLE_DELAY_US=200"}},
-	{"restores the context", restores_context, {"M2N_DOUBLE_DEVICES=2"}},
-	{"leaves captures alone", leaves_captures_alone, {"M2N_DOUBLE_DELAY_US=20"}},
-	{"launches in a spoiled capture", launch_in_spoiled_capture, {NULL}},
+	{"opens a device", opens, {"M2N_DOUBLE_DEVICES=2"}, 0},
+	{"knows what a device lacks", knows_what_is_missing, {"M2N_DOUBLE_ATTRIBUTES=102=0,117=0,118=200,124=0"}, 0},
+	{"needs unified addressing", needs_unified_addressing, {"M2N_DOUBLE_ATTRIBUTES=41=0"}, 0},
+	{"refuses an old driver", refuses_old_driver, {"M2N_DOUBLE_DRIVER_VERSION=11040"}, 0},
+	{"says that there is no device", says_no_device, {"M2N_DOUBLE_DEVICES=0"}, 0},
+	{"says that there is no library", says_no_library, {NULL}, 0},
+	{"says which symbol is missing", says_missing_symbol, {NULL}, 0},
+	{"a fork ends it", ends_with_fork, {NULL}, 0},
+	{"opening survives every error", open_survives_errors, {NULL}, 0},
+	{"loads and launches kernels", loads_and_launches, {NULL}, 0},
+	{"loading refuses", load_refuses, {NULL}, 0},
+	{"a broken device says so", broken_device, {NULL}, 0},
+	{"a device, real or not", real_device, {NULL}, 1},
+	{"allocates zeroed memory", allocates, {NULL}, 1},
+	{"runs out of memory with figures", runs_out_of_memory, {"M2N_DOUBLE_DEVICE_MEMORY=8388608"}, 0},
+	{"pins memory", pins, {NULL}, 0},
+	{"tells pointers apart", tells_pointers_apart, {"M2N_DOUBLE_DEVICES=2"}, 0},
+	{"wraps the user's memory", wraps, {"M2N_DOUBLE_DEVICES=2"}, 0},
+	{"wraps memory in pieces", wraps_pieces, {NULL}, 1},
+	{"writes and reads", writes_and_reads, {"M2N_DOUBLE_DELAY_US=200"}, 0},
+	{"restores the context", restores_context, {"M2N_DOUBLE_DEVICES=2"}, 0},
+	{"leaves captures alone", leaves_captures_alone, {"M2N_DOUBLE_DELAY_US=20"}, 1},
+	{"launches in a spoiled capture", launch_in_spoiled_capture, {NULL}, 0},
 };
 /* clang-format on */
 
@@ -615,5 +650,5 @@ int main(int argc, char **argv)
 		return without_library();
 	if (argc == 2 && !strcmp(argv[1], "missing-symbol"))
 		return with_part_of_library();
-	return run_cases("cuda", cases, sizeof(cases) / sizeof(cases[0]));
+	return run_cases("cuda", cases, sizeof(cases) / sizeof(cases[0]), 0);
 }
