@@ -111,7 +111,8 @@ static uint64_t address_of(const void *at)
 	return m2n__gpu_address(at);
 }
 
-static int check_send(struct m2n__gpu *gpu, const struct m2n_dispatch_send_params *p)
+static int check_send(
+	struct m2n__gpu *gpu, const struct m2n_dispatch_send_params *p, uint64_t round)
 {
 	static const char *const what[] = {"rows", "scales", "row_weights"};
 	const void *const at[] = {p->rows, p->scales, p->row_weights};
@@ -127,12 +128,11 @@ static int check_send(struct m2n__gpu *gpu, const struct m2n_dispatch_send_param
 	if (part->n_tokens && ch->p.scale_bytes && !ch->p.cast && !p->scales)
 		return m2n__error(-EINVAL, "%s: the channel has scale_bytes %zu, scales is NULL",
 			ch->title, ch->p.scale_bytes);
-	if (atomic_load_explicit(&ch->next_send, memory_order_relaxed) - ch->next_combine >=
-		ch->p.depth)
+	if (round - ch->next_combine >= ch->p.depth)
 		return m2n__error(-EAGAIN,
-			"%s: %u rounds are in flight, as many as its depth: call combine_recv "
-			"first",
-			ch->title, ch->p.depth);
+			"%s: round %lu still uses the slot of round %lu: call combine_recv for "
+			"that one first",
+			ch->title, (unsigned long)round, (unsigned long)(round - ch->p.depth));
 	return check_all(gpu, what, at, 3);
 }
 
@@ -168,7 +168,7 @@ int m2n__gpu_dispatch_send(struct m2n__gpu *gpu, const struct m2n_dispatch_send_
 	uint64_t round = atomic_load_explicit(&ch->next_send, memory_order_relaxed);
 	struct m2n__gpu_dispatch_args args;
 	struct m2n_map *map;
-	int rc = check_send(gpu, p);
+	int rc = check_send(gpu, p, round);
 
 	if (rc)
 		return rc;
