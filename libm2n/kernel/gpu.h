@@ -159,7 +159,7 @@ struct m2n__gpu_plan {
 	uint64_t count;         /* u32 [max_instances] rows */
 	uint64_t first;         /* u32 [max_instances + 1] first row, global */
 	uint64_t rank_first;    /* u32 [n_ranks + 1] first row of each rank */
-	uint64_t unique_first;  /* u32 [n_ranks + 1] first travelling row; rank_first without dedup */
+	uint64_t unique_first;  /* u32 [n_ranks + 1] travelling rows; rank_first without dedup */
 	uint64_t work;          /* scratch: M2N__GPU_WORK_BYTES(n_ranks), zero at first */
 	uint64_t n_tokens;      /* u32: of the routing in force */
 	uint64_t summary;       /* pinned struct m2n__gpu_summary */
@@ -244,7 +244,7 @@ struct m2n__gpu_batch {
 	uint64_t source_sent; /* u32 [n_sources] travelling rows */
 	uint64_t place;       /* u64 [n_sources] of the replies */
 	uint64_t present;     /* u64 [MASK_WORDS] sources whose head came */
-	uint64_t rows;        /* [max_rows, row_bytes] expert-major, dense: what the caller computes on */
+	uint64_t rows;        /* [max_rows, row_bytes] expert-major, dense: for the caller */
 	uint64_t scales;      /* [max_rows, scale_bytes] */
 	uint64_t mirror;      /* pinned struct m2n__gpu_mirror */
 };
@@ -308,9 +308,9 @@ struct m2n__gpu_reply_args {
  * AWAIT_REPLIES (one block) waits for the reply heads of round rounds->combine from the ranks of
  * part[slot], until the deadline; answered[slot] gets those with the expected number of rows; a
  * missing one with rows is reported, its region slot is held, and the slot's next round gets the
- * other one (slot or slot + depth), or NONE while that is held, too. COMBINE sums as kernel.h's wsum: out = residual + sum_k
- * weight * reply, k ascending; fills missing and replies where wanted; its last block counts the
- * round up.
+ * other one (slot or slot + depth), or NONE while that is held, too. COMBINE sums as kernel.h's
+ * wsum: out = residual + sum_k weight * reply, k ascending; fills missing and replies where
+ * wanted; its last block counts the round up. out may be 0.
  */
 struct m2n__gpu_combine_args {
 	struct m2n__gpu_shape shape;

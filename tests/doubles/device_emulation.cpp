@@ -26,6 +26,7 @@
 
 #define LANES 32u
 #define MAX_THREADS 1024u
+#define NONSENSE 0xa5
 
 enum state { READY, AT_WARP, AT_BLOCK, NAPPING, ENDED };
 
@@ -43,6 +44,12 @@ struct warp {
 	uint64_t value[2][LANES]; /* of even and odd exchanges: slow lanes still read the last */
 };
 
+struct variable {
+	struct variable *next;
+	size_t bytes;
+	void *room;
+};
+
 struct machine {
 	struct fiber fiber[MAX_THREADS];
 	struct warp warp[MAX_THREADS / LANES];
@@ -50,25 +57,40 @@ struct machine {
 	uint64_t n_barriers;
 	unsigned now;
 	struct fiber scheduler;
+	struct variable *variables; /* in shared memory */
 	uint8_t *stacks, *shared;
 	size_t shared_bytes;
 	void (*body)(const void *args);
 	const void *args;
 	const void *caller_stack;
 	size_t caller_bytes;
-
-	~machine();
 };
 
-thread_local struct emulated_thread emulated_now;
-static thread_local struct machine *machine;
+/* Frees a thread's machine when the thread ends; little is thread-local, there is little room. */
+struct owner {
+	struct machine *machine;
+
+	~owner();
+};
+
+__thread struct emulated_thread emulated_now;
+static __thread struct machine *machine;
 uint64_t m2n_double_block_seed;
 
-machine::~machine()
+owner::~owner()
 {
-	if (stacks)
-		munmap(stacks, MAX_THREADS * STACK_BYTES);
-	free(shared);
+	if (!machine)
+		return;
+	while (machine->variables) {
+		struct variable *v = machine->variables;
+
+		machine->variables = v->next;
+		free(v->room);
+		free(v);
+	}
+	munmap(machine->stacks, MAX_THREADS * STACK_BYTES);
+	free(machine->shared);
+	free(machine);
 }
 
 [[noreturn]] static void fail(const char *what)
@@ -98,8 +120,7 @@ static void *first_frame(uint8_t *stack, void (*entry)(void))
 {
 	void **sp = (void **)(stack + STACK_BYTES);
 
-	*--sp = NULL;
-	*--sp = NULL; /* entry's return address: there is none */
+	*--sp = NULL; /* entry's return address: there is none; alignment as behind a call */
 	*--sp = (void *)entry;
 	for (int i = 0; i < 6; i++)
 		*--sp = NULL;
@@ -227,6 +248,21 @@ void *emulated_shared(void)
 	return machine->shared;
 }
 
+void *emulated_variable(size_t bytes)
+{
+	struct variable *v = (struct variable *)malloc(sizeof(*v));
+
+	if (v)
+		v->room = aligned_alloc(16, (bytes + 15) / 16 * 16);
+	if (!v || !v->room)
+		fail("no shared memory");
+	v->bytes = bytes;
+	memset(v->room, NONSENSE, bytes);
+	v->next = machine->variables;
+	machine->variables = v;
+	return v->room;
+}
+
 uint64_t emulated_clock(void)
 {
 	struct timespec now;
@@ -312,7 +348,9 @@ static void start_block(struct machine *m, unsigned n)
 		m->warp[i / LANES].n_left++;
 	}
 	if (m->shared)
-		memset(m->shared, 0xa5, m->shared_bytes);
+		memset(m->shared, NONSENSE, m->shared_bytes);
+	for (struct variable *v = m->variables; v; v = v->next)
+		memset(v->room, NONSENSE, v->bytes);
 }
 
 static void run_block(struct machine *m, unsigned n)
@@ -342,14 +380,6 @@ static void prepare(struct machine *m, unsigned n_threads, size_t shared_bytes)
 {
 	if (n_threads == 0 || n_threads > MAX_THREADS || n_threads % LANES)
 		fail("a block has 32 to 1,024 threads, whole warps");
-	if (!m->stacks) {
-		void *at = mmap(NULL, MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
-			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-		if (at == MAP_FAILED)
-			fail("no memory for stacks");
-		m->stacks = (uint8_t *)at;
-	}
 	free(m->shared);
 	m->shared = NULL;
 	m->shared_bytes = (shared_bytes + 15) / 16 * 16;
@@ -357,6 +387,18 @@ static void prepare(struct machine *m, unsigned n_threads, size_t shared_bytes)
 		m->shared = (uint8_t *)aligned_alloc(16, m->shared_bytes);
 	if (m->shared_bytes && !m->shared)
 		fail("no shared memory");
+}
+
+static struct machine *make_machine(void)
+{
+	struct machine *m = (struct machine *)calloc(1, sizeof(*m));
+	void *at = mmap(NULL, MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (!m || at == MAP_FAILED)
+		fail("no memory for stacks");
+	m->stacks = (uint8_t *)at;
+	return m;
 }
 
 /* The order of blocks: theirs, or shuffled by a seed. */
@@ -384,18 +426,20 @@ static unsigned *order_of(unsigned n)
 void m2n_double_run_grid(void (*body)(const void *args), const void *args, unsigned n_blocks,
 	unsigned n_threads, size_t shared_bytes)
 {
-	static thread_local struct machine mine;
+	static thread_local struct owner mine;
 	unsigned *order = order_of(n_blocks);
 
-	machine = &mine;
-	prepare(&mine, n_threads, shared_bytes);
-	mine.body = body;
-	mine.args = args;
+	if (!mine.machine)
+		mine.machine = make_machine();
+	machine = mine.machine;
+	prepare(machine, n_threads, shared_bytes);
+	machine->body = body;
+	machine->args = args;
 	emulated_now.n_threads.x = n_threads;
 	emulated_now.n_blocks.x = n_blocks;
 	for (unsigned i = 0; i < n_blocks; i++) {
 		emulated_now.block.x = order[i];
-		run_block(&mine, n_threads);
+		run_block(machine, n_threads);
 	}
 	free(order);
 }

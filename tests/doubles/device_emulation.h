@@ -6,8 +6,8 @@
  * left came to the same one, and end the process when they came to different ones, or when all
  * threads wait for each other: mistakes that hang on a GPU.
  *
- * Nothing here belongs to the process: several threads run kernels at once, and shared memory is
- * theirs (thread_local).
+ * Nothing here belongs to the process: several threads run kernels at once, each with shared memory
+ * of its own. It holds nonsense when a block starts.
  */
 #ifndef M2N_DOUBLES_DEVICE_EMULATION_H
 #define M2N_DOUBLES_DEVICE_EMULATION_H
@@ -23,7 +23,6 @@
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(n)
 #define __grid_constant__
-#define __shared__ static thread_local
 #define DEVICE static inline __attribute__((unused))
 #define ALL_LANES 0xffffffffu
 
@@ -44,7 +43,7 @@ struct emulated_index {
 struct emulated_thread {
 	emulated_index thread, block, n_threads, n_blocks;
 };
-extern thread_local struct emulated_thread emulated_now;
+extern __thread struct emulated_thread emulated_now;
 
 #define threadIdx (emulated_now.thread)
 #define blockIdx (emulated_now.block)
@@ -58,7 +57,22 @@ const uint64_t *emulated_exchange(enum emulated_kind kind, uint64_t value);
 void emulated_block_sync(void);
 void emulated_nap(void);
 void *emulated_shared(void);
+void *emulated_variable(size_t bytes); /* of the blocks that this thread runs; kept */
 uint64_t emulated_clock(void);
+
+/* A variable of the block: SHARED(uint32_t[32], sums); a pointer is all that is thread-local. */
+template <typename T, typename TAG> static inline T &emulated_shared_variable(void)
+{
+	static __thread void *at;
+
+	if (!at)
+		at = emulated_variable(sizeof(T));
+	return *(T *)at;
+}
+#define SHARED(type_, name)                                                                        \
+	struct tag_of_##name {                                                                     \
+	};                                                                                         \
+	auto &name = emulated_shared_variable<type_, tag_of_##name>()
 
 /* device_atomics.cpp: apart, so that a thread sanitizer sees them and no fibers. */
 uint64_t emulated_load_64(const uint64_t *at);
@@ -301,7 +315,8 @@ DEVICE uint16_t half_from_float(float value)
 	exponent = magnitude < 0x1p-14f ? -14 : ilogbf(magnitude);
 	step = ldexpf(1, exponent - 10);
 	/* the default rounding is to nearest even; a carry runs into the exponent by itself */
-	return (uint16_t)(sign | (uint32_t)((exponent + 14) * 1024 + (int)nearbyintf(magnitude / step)));
+	exponent = (exponent + 14) * 1024 + (int)nearbyintf(magnitude / step);
+	return (uint16_t)(sign | (uint32_t)exponent);
 }
 
 #endif

@@ -81,8 +81,8 @@ DEVICE int tell_missing(
 extern "C" __global__ void __launch_bounds__(1024) m2n_await_replies(
 	const __grid_constant__ struct m2n__gpu_combine_args args)
 {
-	__shared__ uint8_t state[M2N__GPU_MAX_PEERS];
-	__shared__ struct verdict verdict;
+	SHARED(uint8_t[M2N__GPU_MAX_PEERS], state);
+	SHARED(struct verdict, verdict);
 	struct m2n__gpu_rounds *rounds = at<struct m2n__gpu_rounds>(args.rounds);
 	uint64_t round = rounds->combine;
 	struct wait w = {args.rx, args.alive, round, deadline_of(args.timeout_ns),
@@ -204,7 +204,7 @@ DEVICE void clear_replies(const struct m2n__gpu_combine_args *args, const struct
 
 template <int DTYPE, int ALIGNED>
 static __device__ void combine_piece(
-	const struct m2n__gpu_combine_args *args, const struct replies *replies, const struct walk *w)
+	const struct m2n__gpu_combine_args *args, const struct replies *r, const struct walk *w)
 {
 	struct piece p = {w->row, span_of<SUM_VECTORS>(w->chunk, args->shape.out_row_bytes)};
 	uint32_t n_missing = 0;
@@ -219,7 +219,7 @@ static __device__ void combine_piece(
 	for (uint32_t first = 0; first < args->shape.top_k; first += WARP) {
 		int is_missing;
 		struct term mine =
-			find_term(args, replies, p.token, first + lane(), &is_missing);
+			find_term(args, r, p.token, first + lane(), &is_missing);
 		uint32_t wanted = vote(mine.row != 0);
 
 		n_missing += count_bits(vote(is_missing));
@@ -236,7 +236,8 @@ template <int DTYPE>
 DEVICE void combine_tokens(const struct m2n__gpu_combine_args *args, const struct replies *replies)
 {
 	uint64_t bytes = args->shape.out_row_bytes;
-	struct walk w = walk_start(*at<uint32_t>(args->plan.n_tokens), n_pieces<SUM_VECTORS>(bytes));
+	uint32_t n_tokens = *at<uint32_t>(args->plan.n_tokens);
+	struct walk w = walk_start(n_tokens, n_pieces<SUM_VECTORS>(bytes));
 	uint64_t all = args->residual | args->out | args->replies | replies->rows |
 		       args->out_stride | bytes;
 	int aligned;
@@ -312,7 +313,8 @@ template <int DTYPE> DEVICE void dot_pairs(const struct m2n__gpu_dot_args *args)
 
 	for (uint64_t pair = grid_thread() / PARTIALS;
 		pair - grid_thread() / PARTIALS % 2 < n_pairs; pair += step) {
-		const uint8_t *dy = at<uint8_t>(args->dy) + pair / args->shape.top_k * args->dy_stride;
+		const uint8_t *dy =
+			at<uint8_t>(args->dy) + pair / args->shape.top_k * args->dy_stride;
 		const uint8_t *reply =
 			at<uint8_t>(args->replies) + pair * args->shape.out_row_bytes;
 		float sum = 0;

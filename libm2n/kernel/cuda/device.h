@@ -80,7 +80,7 @@ DEVICE uint32_t warp_scan(uint32_t value)
 /* Sum of the threads below this one; *total: of all. All threads of the block call it. */
 static __device__ uint32_t block_scan(uint32_t value, uint32_t *total)
 {
-	__shared__ uint32_t sums[MAX_WARPS];
+	SHARED(uint32_t[MAX_WARPS], sums);
 	uint32_t n_warps = blockDim.x / WARP, before = warp_scan(value), of_warp, base;
 
 	if (lane() == WARP - 1)
@@ -139,7 +139,7 @@ DEVICE void walk_on(struct walk *w)
  */
 static __device__ int is_last_block(uint32_t *ticket)
 {
-	__shared__ uint32_t is_last;
+	SHARED(uint32_t, is_last);
 
 	block_sync();
 	if (threadIdx.x == 0) {

@@ -41,7 +41,8 @@ DEVICE int gets_round(
 {
 	const struct m2n__gpu_tx *tx = at<struct m2n__gpu_tx>(args->tx, rank);
 
-	return place_of(args, round) != M2N__GPU_NONE && relaxed_load_sys(&tx->live) && relaxed_load_sys(&tx->first_round) <= round &&
+	return place_of(args, round) != M2N__GPU_NONE && relaxed_load_sys(&tx->live) &&
+	       relaxed_load_sys(&tx->first_round) <= round &&
 	       (!args->has_mask || bit_of(args->mask, rank));
 }
 
@@ -390,8 +391,9 @@ DEVICE void signal_rank(const struct m2n__gpu_dispatch_args *args, uint32_t rank
 /* The last block: heads, signals, and who got them. */
 static __device__ void signal_all(const struct m2n__gpu_dispatch_args *args, uint64_t round)
 {
-	__shared__ uint64_t part[M2N__GPU_MASK_WORDS], lost[M2N__GPU_MASK_WORDS];
-	__shared__ uint32_t n_lost;
+	SHARED(uint64_t[M2N__GPU_MASK_WORDS], part);
+	SHARED(uint64_t[M2N__GPU_MASK_WORDS], lost);
+	SHARED(uint32_t, n_lost);
 	uint64_t *out = at<uint64_t>(
 		args->part, slot_of(&args->shape, round) * (uint64_t)M2N__GPU_MASK_WORDS);
 

@@ -209,8 +209,8 @@ DEVICE void note_rows(
 extern "C" __global__ void __launch_bounds__(1024) m2n_plan_ranks(
 	const __grid_constant__ struct m2n__gpu_plan_args args)
 {
-	__shared__ struct rank_table table;
-	__shared__ uint32_t usable[USABLE_WORDS];
+	SHARED(struct rank_table, table);
+	SHARED(uint32_t[USABLE_WORDS], usable);
 	uint32_t rank = blockIdx.x, base = 0, total;
 
 	(void)agree_on_usable(&args, usable);
@@ -336,7 +336,7 @@ DEVICE void place_tile(const struct m2n__gpu_plan_args *args, uint32_t tile, uin
 DEVICE void place_group(const struct m2n__gpu_plan_args *args, const struct share *shares,
 	uint32_t first, uint32_t n_pairs)
 {
-	__shared__ uint32_t of_warp[GROUP][MAX_WARPS];
+	SHARED(uint32_t[GROUP][MAX_WARPS], of_warp);
 	uint32_t n_warps = blockDim.x / WARP, base[GROUP] = {0};
 	uint32_t tile_pairs = blockDim.x * PAIRS_A_THREAD;
 
@@ -370,7 +370,7 @@ DEVICE void place_group(const struct m2n__gpu_plan_args *args, const struct shar
 DEVICE void place_instances(
 	const struct m2n__gpu_plan_args *args, const uint32_t *usable, uint32_t n_pairs)
 {
-	__shared__ struct share shares[GROUP];
+	SHARED(struct share[GROUP], shares);
 	struct share none = {M2N__GPU_NONE - 1, 1, 0}; /* no id is that */
 
 	for (uint32_t first = blockIdx.x * GROUP; first < args->map.n_instances;
@@ -548,7 +548,7 @@ DEVICE void summarize(const struct m2n__gpu_plan_args *args, int32_t code, uint3
 
 DEVICE void finish_plan(const struct m2n__gpu_plan_args *args)
 {
-	__shared__ int32_t code;
+	SHARED(int32_t, code);
 	struct m2n__gpu_summary *s = at<struct m2n__gpu_summary>(args->plan.summary);
 	uint32_t n_rows, n_sent;
 
@@ -576,7 +576,7 @@ DEVICE void finish_plan(const struct m2n__gpu_plan_args *args)
 extern "C" __global__ void __launch_bounds__(1024) m2n_plan(
 	const __grid_constant__ struct m2n__gpu_plan_args args)
 {
-	__shared__ uint32_t usable[USABLE_WORDS];
+	SHARED(uint32_t[USABLE_WORDS], usable);
 	uint32_t n_pairs = args.n_tokens * args.shape.top_k;
 	int all = agree_on_usable(&args, usable);
 

@@ -15,6 +15,12 @@
 #define DEVICE static __device__ __forceinline__
 #define ALL_LANES 0xffffffffu
 
+/* A variable of the block: SHARED(uint32_t[32], sums); */
+template <typename T> struct shared_type {
+	typedef T type;
+};
+#define SHARED(type_, name) __shared__ shared_type<type_>::type name
+
 DEVICE uint64_t global_address(const void *at)
 {
 	return (uint64_t)__cvta_generic_to_global(at);

@@ -207,8 +207,8 @@ DEVICE void publish(const struct m2n__gpu_recv_args *args, const struct verdict 
 extern "C" __global__ void __launch_bounds__(1024) m2n_await_rows(
 	const __grid_constant__ struct m2n__gpu_recv_args args)
 {
-	__shared__ struct arrivals arrivals;
-	__shared__ struct verdict verdict;
+	SHARED(struct arrivals, arrivals);
+	SHARED(struct verdict, verdict);
 	struct m2n__gpu_rounds *rounds = at<struct m2n__gpu_rounds>(args.rounds);
 	uint64_t round = rounds->recv;
 	struct wait w = {args.rx, args.alive, round, deadline_of(args.timeout_ns),

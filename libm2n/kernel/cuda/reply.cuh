@@ -170,7 +170,8 @@ static __device__ void reduce_piece(const struct m2n__gpu_reply_args *args, uint
 DEVICE void reduce_rows(const struct m2n__gpu_reply_args *args, const struct return_table *r)
 {
 	uint32_t n_sources = args->shape.n_sources;
-	struct walk w = walk_start(r->sent_first[n_sources], n_pieces<SUM_VECTORS>(args->shape.out_row_bytes));
+	struct walk w = walk_start(r->sent_first[n_sources],
+		n_pieces<SUM_VECTORS>(args->shape.out_row_bytes));
 
 	for (; walk_goes(&w); walk_on(&w)) {
 		uint32_t low = 0, high = n_sources, travels;
@@ -231,8 +232,8 @@ DEVICE void signal_source(
 /* Present, but the link of its replies has gone. */
 static __device__ void signal_sources(const struct m2n__gpu_reply_args *args, uint64_t round)
 {
-	__shared__ uint64_t lost[M2N__GPU_MASK_WORDS];
-	__shared__ uint32_t n_lost;
+	SHARED(uint64_t[M2N__GPU_MASK_WORDS], lost);
+	SHARED(uint32_t, n_lost);
 
 	if (threadIdx.x < M2N__GPU_MASK_WORDS)
 		lost[threadIdx.x] = 0;
