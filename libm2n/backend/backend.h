@@ -215,6 +215,13 @@ struct m2n__backend_ops {
 	 * n_broken of the iface grows when it has begun to say so. */
 	int (*check)(struct m2n__ep *ep);
 
+	/*
+	 * The last resort for a GPU that does not order a NIC's writes and has no flush of its own
+	 * (backend/common/gpu_flush.h): writes that completed before are seen by kernels that start
+	 * after. Any thread. Missing: -ENOTSUP.
+	 */
+	int (*flush_device)(struct m2n__iface *iface);
+
 	/* Wakes the peer if it sleeps; after signals were stored. Cheap when it does not. */
 	void (*notify)(struct m2n__ep *ep);
 	/* One waiter more (1) or less (-1) that may sleep soon: notify() looks for sleepers only

@@ -130,6 +130,12 @@ static int no_check(struct m2n__ep *ep)
 	return 0;
 }
 
+static int no_flush_device(struct m2n__iface *iface)
+{
+	(void)iface;
+	return m2n__error(-ENOTSUP, "the backend has no flush for GPU memory");
+}
+
 static void no_notify(struct m2n__ep *ep)
 {
 	(void)ep;
@@ -187,6 +193,7 @@ const struct m2n__backend_ops *m2n__backend_resolve(
 		OR(arrived, OR(flush, no_flush)),
 		OR(progress, no_progress),
 		OR(check, no_check),
+		OR(flush_device, no_flush_device),
 		OR(notify, no_notify),
 		OR(doze, no_doze),
 		OR(arm, no_arm),

@@ -34,16 +34,16 @@ static void resolve(struct side *side, const char *name)
 
 int side_needs_device(const char *backend)
 {
-	return strstr(backend, "cuda_ipc") || strstr(backend, "nccl");
+	return strstr(backend, "cuda_ipc") != NULL || strstr(backend, "nccl") != NULL;
 }
 
-void side_run(struct rank *rank, rank_fn fn)
+void side_run(struct rank *rank, int needs_device, rank_fn fn)
 {
 	struct leak_state before;
 	struct m2n__cuda *cuda;
 	struct m2n__mem *mem;
 
-	if (side_needs_device(rank->backend)) {
+	if (needs_device) {
 		if (m2n__cuda_open(0, &cuda)) /* to the end of the process */
 			rank_skip(m2n_error_text());
 		expect_ok(m2n__mem_alloc_cuda(cuda, 1, &mem));
@@ -91,7 +91,7 @@ void side_open(struct side *side, struct rank *rank, int device)
 		.signals = side->signals,
 		.signal_mem = side->signal_mem,
 		.n_signals = N_SIGNALS};
-	if (side_needs_device(rank->backend))
+	if (device >= 0)
 		expect_ok(m2n__cuda_open(device, &side->cuda));
 	params.cuda = side->cuda;
 	expect_ok(side->ops.open(&params, &side->iface));

@@ -47,10 +47,10 @@ struct side {
  * Runs `fn` with a check of its own for what it leaves behind: what a driver makes in the first
  * work of a process it keeps, so that comes before. For ranks with opts.no_leak_check.
  */
-void side_run(struct rank *rank, rank_fn fn);
+void side_run(struct rank *rank, int needs_device, rank_fn fn);
 /* Has this backend, or the one under the interposer, use for a CUDA device? */
 int side_needs_device(const char *backend);
-/* Probe and open, on device `device` where the backend has use for one; skips where it cannot. */
+/* Probe and open, on device `device` unless that is -1; skips where it cannot. */
 void side_open(struct side *side, struct rank *rank, int device);
 /* Both sides: blobs, reaches, connect and greetings. */
 void side_connect(struct side *side);

@@ -83,7 +83,7 @@ static void check_writes(struct rank *rank)
 	struct side side;
 	const uint8_t *base;
 
-	side_open(&side, rank, 0);
+	side_open(&side, rank, side_needs_device(rank->backend) - 1);
 	side_connect(&side);
 	side_share(&side);
 	base = (uint8_t *)side.mem->base + KEY_AT;
@@ -115,7 +115,7 @@ static void check_range(struct rank *rank)
 		.pieces = &piece, .n_pieces = 1, .offset = KEY_SPAN - 63, .signal = SIGNAL};
 	struct side side;
 
-	side_open(&side, rank, 0);
+	side_open(&side, rank, side_needs_device(rank->backend) - 1);
 	if (side.ops.caps & M2N__CAP_MAPPED)
 		rank_skip("a mapped backend has no put");
 	side_connect(&side);
@@ -140,7 +140,7 @@ static void check_wakeups(struct rank *rank)
 	struct side side;
 	uint8_t byte = 1;
 
-	side_open(&side, rank, 0);
+	side_open(&side, rank, side_needs_device(rank->backend) - 1);
 	side_connect(&side);
 	side_share(&side);
 	side.ops.doze(side.iface, 1); /* long before it sleeps, as the contract asks */
@@ -209,7 +209,7 @@ static void check_hostile(struct rank *rank)
 	struct board board;
 	size_t key_bytes, blob_bytes;
 
-	side_open(&side, rank, 0);
+	side_open(&side, rank, side_needs_device(rank->backend) - 1);
 	side_connect(&side);
 	side_share(&side);
 	board = *side.board;
@@ -245,7 +245,7 @@ static void check_room(struct rank *rank)
 	uint8_t small[4];
 	size_t bytes = sizeof(small);
 
-	side_open(&side, rank, 0);
+	side_open(&side, rank, side_needs_device(rank->backend) - 1);
 	side_connect(&side);
 	side_share(&side);
 	expect_status(-ENOSPC, side.ops.address(side.iface, small, &bytes));
@@ -256,7 +256,7 @@ static void check_room(struct rank *rank)
 
 static void run_side(struct rank *rank)
 {
-	side_run(rank, *(rank_fn *)rank->arg);
+	side_run(rank, side_needs_device(rank->backend), *(rank_fn *)rank->arg);
 }
 
 static int run(int number, const char *backend, const char *name, rank_fn fn)

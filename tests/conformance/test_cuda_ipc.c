@@ -634,7 +634,7 @@ static void run_case(struct rank *rank)
 	struct run *run = rank->arg;
 
 	rank->arg = &run->arg;
-	side_run(rank, run->fn);
+	side_run(rank, 1, run->fn);
 }
 
 static int run_killed(int is_vmm)

@@ -39,6 +39,12 @@ static struct {
 	int access;
 	char line[MAX_NOTED][512];
 	unsigned send_flags, n_sends;
+	/* the loopback */
+	unsigned n_things, n_reads, n_states; /* queues and queue pairs that are open; reads */
+	int modify_error, read_is_lost;
+	enum ibv_wc_status read_status;
+	uint64_t remote_addr;
+	uint32_t rkey, to_qp;
 } fake;
 
 /* ---- the driver ---------------------------------------------------------------------------- */
@@ -63,11 +69,44 @@ static m2n__cu_result error_text(m2n__cu_result error, const char **text)
 	return 0;
 }
 
+static uint64_t device_word; /* the only memory that is allocated */
+
+static m2n__cu_result mem_alloc(m2n__cu_ptr *at, size_t bytes)
+{
+	(void)bytes;
+	*at = (uintptr_t)&device_word;
+	return 0;
+}
+
+static m2n__cu_result mem_free(m2n__cu_ptr at)
+{
+	assert_true(at == (uintptr_t)&device_word);
+	return 0;
+}
+
+static m2n__cu_result fill(m2n__cu_ptr at, unsigned char value, size_t bytes, m2n__cu_stream stream)
+{
+	(void)at, (void)value, (void)bytes, (void)stream;
+	return 0;
+}
+
+static m2n__cu_result on_stream(m2n__cu_stream stream)
+{
+	(void)stream;
+	return 0;
+}
+
+static m2n__cu_result capture_mode(int *mode)
+{
+	(void)mode;
+	return 0;
+}
+
 static m2n__cu_result set_attribute(const void *value, int attribute, m2n__cu_ptr at)
 {
 	assert_int_equal(attribute, M2N__CU_PTR_SYNC_MEMOPS);
 	assert_int_equal(*(const unsigned *)value, 1);
-	assert_true(at == BASE && fake.is_entered);
+	assert_true((at == BASE || at == (uintptr_t)&device_word) && fake.is_entered);
 	fake.n_sync++;
 	return 0;
 }
@@ -100,6 +139,11 @@ static const struct m2n__cuda_driver driver = {
 	.error_string = error_text,
 	.pointer_set_attribute = set_attribute,
 	.range_handle = range_handle,
+	.mem_alloc = mem_alloc,
+	.mem_free = mem_free,
+	.memset_async = fill,
+	.stream_synchronize = on_stream,
+	.capture_mode = capture_mode,
 };
 
 /* ---- libibverbs ---------------------------------------------------------------------------- */
@@ -118,7 +162,7 @@ static struct ibv_mr *reg_dmabuf_mr(
 	(void)pd;
 	assert_int_equal(fd, fake.fd);
 	assert_true(fcntl(fd, F_GETFD) >= 0); /* still open */
-	assert_int_equal(bytes, BYTES);
+	assert_int_equal(iova == BASE ? BYTES : bytes, bytes);
 	fake.n_dmabufs++;
 	fake.offset = offset;
 	fake.iova = iova;
@@ -130,7 +174,7 @@ static struct ibv_mr *reg_mr_iova2(
 	struct ibv_pd *pd, void *base, size_t bytes, uint64_t iova, unsigned access)
 {
 	(void)pd;
-	assert_true((uintptr_t)base == BASE && iova == BASE && bytes == BYTES);
+	assert_true((uintptr_t)base == iova && bytes);
 	fake.access = (int)access;
 	return new_mr((int)++fake.n_peers > fake.peer_error_from ? fake.peer_error : 0);
 }
@@ -145,9 +189,79 @@ static int dereg_mr(struct ibv_mr *mr)
 static int post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad)
 {
 	(void)qp, (void)bad;
-	fake.n_sends++;
-	fake.send_flags = wr->send_flags;
+	if (wr->opcode == IBV_WR_RDMA_READ) {
+		assert_int_equal(wr->sg_list->length, 8);
+		fake.n_reads++;
+		fake.remote_addr = wr->wr.rdma.remote_addr;
+		fake.rkey = wr->wr.rdma.rkey;
+	} else {
+		fake.n_sends++;
+		fake.send_flags = wr->send_flags;
+	}
 	return 0;
+}
+
+static int poll_cq(struct ibv_cq *cq, int n, struct ibv_wc *wc)
+{
+	assert_int_equal(n, 1);
+	assert_non_null(cq);
+	memset(wc, 0, sizeof(*wc));
+	wc->status = fake.read_status;
+	return fake.read_is_lost ? 0 : 1;
+}
+
+static struct ibv_cq *create_cq(
+	struct ibv_context *context, int n, void *arg, struct ibv_comp_channel *channel, int vector)
+{
+	struct ibv_cq *cq = calloc(1, sizeof(*cq));
+
+	(void)n, (void)arg, (void)channel, (void)vector;
+	cq->context = context;
+	fake.n_things++;
+	return cq;
+}
+
+static int destroy_cq(struct ibv_cq *cq)
+{
+	free(cq);
+	fake.n_things--;
+	return 0;
+}
+
+static struct ibv_qp *create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
+{
+	struct ibv_qp *qp = calloc(1, sizeof(*qp));
+
+	(void)pd;
+	assert_int_equal(attr->qp_type, IBV_QPT_RC);
+	qp->context = attr->send_cq->context;
+	qp->qp_num = 40 + fake.n_things++;
+	return qp;
+}
+
+static int destroy_qp(struct ibv_qp *qp)
+{
+	free(qp);
+	fake.n_things--;
+	return 0;
+}
+
+static int modify_qp(struct ibv_qp *qp, struct ibv_qp_attr *attr, int mask)
+{
+	fake.n_states++;
+	if (attr->qp_state == IBV_QPS_RTR) {
+		assert_int_equal(attr->dest_qp_num, qp->qp_num); /* itself */
+		assert_true(attr->max_dest_rd_atomic);
+	}
+	if (attr->qp_state == IBV_QPS_INIT)
+		assert_true(attr->qp_access_flags & IBV_ACCESS_REMOTE_READ);
+	assert_true(mask & IBV_QP_STATE);
+	return attr->qp_state == IBV_QPS_RTR ? fake.modify_error : 0;
+}
+
+static const char *wc_status_str(enum ibv_wc_status status)
+{
+	return status == IBV_WC_REM_ACCESS_ERR ? "remote access error" : "?";
 }
 
 /* ---- a backend with two rails -------------------------------------------------------------- */
@@ -176,13 +290,22 @@ static int setup(void **state)
 	m2n__ibv.reg_dmabuf_mr = reg_dmabuf_mr;
 	m2n__ibv.reg_mr_iova2 = reg_mr_iova2;
 	m2n__ibv.dereg_mr = dereg_mr;
+	m2n__ibv.create_cq = create_cq;
+	m2n__ibv.destroy_cq = destroy_cq;
+	m2n__ibv.create_qp = create_qp;
+	m2n__ibv.destroy_qp = destroy_qp;
+	m2n__ibv.modify_qp = modify_qp;
+	m2n__ibv.wc_status_str = wc_status_str;
 	memset(&iface, 0, sizeof(iface));
 	iface.iface.params.log = take_line;
 	iface.options = &options;
+	iface.is_started = 1;
+	pthread_mutex_init(&iface.loopback_lock, NULL);
 	iface.n_rails = 2;
 	for (unsigned i = 0; i < 2; i++) {
 		contexts[i].device = &devices[i];
 		contexts[i].ops.post_send = post_send;
+		contexts[i].ops.poll_cq = poll_cq;
 		iface.rails[i].ctx = &contexts[i];
 	}
 	cuda = (struct m2n__cuda){
@@ -330,7 +453,6 @@ static void test_inline(void **state)
 	iface.iface.max_iov = 4;
 	iface.iface.max_bytes = 1 << 20;
 	assert_int_equal(reg(&known.mr[0]), 0);
-	pthread_mutex_init(&e->lock, NULL);
 	e->ep.iface = &iface.iface;
 	e->n_rails = e->n_paths = e->n_qps = 1;
 	e->depth = 64;
@@ -345,8 +467,41 @@ static void test_inline(void **state)
 	assert_false(fake.send_flags & IBV_SEND_INLINE);
 	assert_int_equal(m2n__verbs_flush(&e->ep), -EAGAIN); /* the device still reads it */
 	m2n__verbs_dereg(known.mr[0]);
-	pthread_mutex_destroy(&e->lock);
 	free(e);
+}
+
+/* A read of a word of the device on each rail; made once, thrown away when it fails. */
+static void test_loopback(void **state)
+{
+	(void)state;
+	assert_int_equal(m2n__verbs_flush_device(&iface.iface), -ENOTSUP);
+	iface.iface.params.cuda = &cuda;
+	assert_int_equal(m2n__verbs_flush_device(&iface.iface), 0);
+	assert_int_equal(fake.n_things, 4);
+	assert_int_equal(fake.n_states, 6);
+	assert_int_equal(fake.n_reads, 2);
+	assert_true(fake.remote_addr == (uintptr_t)&device_word);
+	assert_int_equal(m2n__verbs_flush_device(&iface.iface), 0);
+	assert_int_equal(fake.n_states, 6);
+	assert_int_equal(fake.n_reads, 4);
+	fake.read_status = IBV_WC_REM_ACCESS_ERR;
+	assert_int_equal(m2n__verbs_flush_device(&iface.iface), M2N_ERR_BACKEND);
+	assert_non_null(strstr(m2n_error_text(), "remote access error"));
+	assert_int_equal(fake.n_things, 0);
+	fake.read_status = IBV_WC_SUCCESS;
+	assert_int_equal(m2n__verbs_flush_device(&iface.iface), 0);
+	fake.read_is_lost = 1;
+	assert_int_equal(m2n__verbs_flush_device(&iface.iface), M2N_ERR_BACKEND);
+	assert_non_null(strstr(m2n_error_text(), "timed out"));
+	fake.read_is_lost = 0;
+	fake.modify_error = EINVAL;
+	assert_int_equal(m2n__verbs_flush_device(&iface.iface), M2N_ERR_BACKEND);
+	assert_non_null(strstr(m2n_error_text(), "connecting"));
+	fake.modify_error = 0;
+	assert_int_equal(m2n__verbs_flush_device(&iface.iface), 0);
+	m2n__verbs_loopback_close(&iface);
+	assert_int_equal(fake.n_things, 0);
+	assert_null(iface.loopback);
 }
 
 int main(void)
@@ -360,6 +515,7 @@ int main(void)
 		cmocka_unit_test_setup(test_both_refuse, setup),
 		cmocka_unit_test_setup(test_no_device, setup),
 		cmocka_unit_test_setup(test_inline, setup),
+		cmocka_unit_test_setup(test_loopback, setup),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

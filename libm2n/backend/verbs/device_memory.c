@@ -94,16 +94,15 @@ static int refuse(
 }
 
 static int register_rail(struct verbs_iface *v, struct verbs_rail *rail, const struct m2n__mem *mem,
-	const struct dma_buf *buf, struct ibv_mr **mr)
+	int access, const struct dma_buf *buf, struct ibv_mr **mr)
 {
 	uint64_t at = (uintptr_t)mem->base;
-	int access_flags = m2n__verbs_access(v);
 	char why[WHY_BYTES] = "";
 
 	*mr = NULL;
 	if (buf->fd >= 0) {
 		*mr = m2n__ibv.reg_dmabuf_mr(
-			rail->pd, buf->offset, mem->bytes, at, buf->fd, access_flags);
+			rail->pd, buf->offset, mem->bytes, at, buf->fd, access);
 		if (!*mr)
 			snprintf(why, sizeof(why), "ibv_reg_dmabuf_mr: %s", strerrordesc_np(errno));
 	} else {
@@ -113,14 +112,15 @@ static int register_rail(struct verbs_iface *v, struct verbs_rail *rail, const s
 		tell(v, rail, VERBS_GPU_DMA_BUF, why);
 		return 0;
 	}
-	*mr = m2n__ibv.reg_mr_iova2(rail->pd, mem->base, mem->bytes, at, (unsigned)access_flags);
+	*mr = m2n__ibv.reg_mr_iova2(rail->pd, mem->base, mem->bytes, at, (unsigned)access);
 	if (!*mr)
 		return refuse(rail, mem, why, errno);
 	tell(v, rail, VERBS_GPU_PEER_MEMORY, why);
 	return 0;
 }
 
-int m2n__verbs_reg_device(struct verbs_iface *v, const struct m2n__mem *mem, struct verbs_mr *m)
+int m2n__verbs_reg_device(
+	struct verbs_iface *v, const struct m2n__mem *mem, int access, struct verbs_mr *m)
 {
 	const struct m2n__cuda *cuda = mem->cuda ? mem->cuda : v->iface.params.cuda;
 	struct dma_buf buf = {.fd = -1};
@@ -134,7 +134,7 @@ int m2n__verbs_reg_device(struct verbs_iface *v, const struct m2n__mem *mem, str
 	m2n__gpu_order_copies(cuda, mem);
 	rc = prepare(cuda, mem, &buf);
 	for (unsigned i = 0; !rc && i < v->n_rails; i++)
-		rc = register_rail(v, &v->rails[i], mem, &buf, &m->rail[i]);
+		rc = register_rail(v, &v->rails[i], mem, access, &buf, &m->rail[i]);
 	if (buf.fd >= 0)
 		close(buf.fd); /* the registration holds the memory */
 	return rc;

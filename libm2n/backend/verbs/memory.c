@@ -88,7 +88,8 @@ int m2n__verbs_reg(struct m2n__iface *iface, const struct m2n__mem *mem, struct 
 	m->mr.iface = iface;
 	m->mr.mem = mem;
 	m->is_device = mem->kind == M2N__MEM_CUDA;
-	rc = m->is_device ? m2n__verbs_reg_device(v, mem, m) : register_rails(v, mem, m);
+	rc = m->is_device ? m2n__verbs_reg_device(v, mem, m2n__verbs_access(v), m)
+			  : register_rails(v, mem, m);
 	if (rc) {
 		m2n__verbs_dereg(&m->mr);
 		return rc;

@@ -30,10 +30,12 @@ static void verbs_close(struct m2n__iface *iface)
 	struct verbs_iface *v = (struct verbs_iface *)iface;
 
 	m2n__verbs_cm_stop(v);
+	m2n__verbs_loopback_close(v);
 	for (unsigned i = 0; i < v->n_rails; i++)
 		m2n__verbs_rail_close(&v->rails[i]);
 	m2n__verbs_sleep_stop(v);
 	pthread_mutex_destroy(&v->cm_lock);
+	pthread_mutex_destroy(&v->loopback_lock);
 	free(v);
 }
 
@@ -85,6 +87,7 @@ static int verbs_open(const struct m2n__iface_params *params, struct m2n__iface 
 	v->options = params->options;
 	v->kick_fd = -1;
 	pthread_mutex_init(&v->cm_lock, NULL);
+	pthread_mutex_init(&v->loopback_lock, NULL);
 	rc = m2n__verbs_ports_choose(v->options, &ports);
 	for (unsigned i = 0; !rc && i < ports.n; i++) {
 		rc = m2n__verbs_rail_open(v, &v->rails[i], &ports.port[i]);
@@ -138,6 +141,7 @@ const struct m2n__backend_ops m2n__backend_verbs = {
 	.arrived = m2n__verbs_arrived,
 	.progress = m2n__verbs_progress,
 	.check = m2n__verbs_check,
+	.flush_device = m2n__verbs_flush_device,
 	.arm = m2n__verbs_arm,
 	.wait = m2n__verbs_wait,
 	.disarm = m2n__verbs_disarm,

@@ -101,6 +101,7 @@ enum verbs_gpu {
 
 struct verbs_iface;
 struct verbs_ep;
+struct verbs_loopback;
 
 struct verbs_rail {
 	struct verbs_iface *iface;
@@ -191,6 +192,9 @@ struct verbs_iface {
 	int kick_fd;
 	atomic_uint generation, n_armed, n_followers;
 	atomic_int is_led, is_polling;
+	/* loopback.c */
+	pthread_mutex_t loopback_lock;
+	struct verbs_loopback *loopback; /* NULL until the first flush */
 };
 
 struct verbs_mr {
@@ -268,7 +272,12 @@ void m2n__verbs_release(struct m2n__rmem *rmem);
 int m2n__verbs_access(const struct verbs_iface *v);
 
 /* device_memory.c: GPU memory on every rail. What was registered before an error is in `m`. */
-int m2n__verbs_reg_device(struct verbs_iface *v, const struct m2n__mem *mem, struct verbs_mr *m);
+int m2n__verbs_reg_device(
+	struct verbs_iface *v, const struct m2n__mem *mem, int access, struct verbs_mr *m);
+
+/* loopback.c */
+int m2n__verbs_flush_device(struct m2n__iface *iface);
+void m2n__verbs_loopback_close(struct verbs_iface *v);
 
 /* put.c */
 int m2n__verbs_put(struct m2n__ep *ep, struct m2n__put *put);
