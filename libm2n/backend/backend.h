@@ -46,8 +46,8 @@
  *   fault     an interposer over any mapped one; hides the mapping, so that shm is driven as a
  *             messaging backend, and drops, delays, reorders, truncates, fails.
  *
- * Threads: open/close/connect/greeting/meet/ready/hear/disconnect/reg/dereg/import/release run under
- * the context's lock. put/flush/arrived of one ep, and progress, may be called from several
+ * Threads: open/close/connect/greeting/meet/ready/hear/disconnect/reg/dereg/import/release run
+ * under the context's lock. put/flush/arrived of one ep, and progress, may be called from several
  * threads: a backend that is not safe for that locks inside (mapped backends need nothing).
  *
  * Errors: 0 or a negative code, with the cause and the vendor's words in the error text.

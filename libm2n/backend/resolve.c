@@ -69,8 +69,8 @@ static int no_ready(struct m2n__ep *ep)
 static int no_hear(struct m2n__ep *ep, const void *bytes, size_t n)
 {
 	(void)bytes;
-	return m2n__error(
-		M2N_ERR_PROTOCOL, "a notice of %zu bytes for %s, which takes none", n, ep->ops->name);
+	return m2n__error(M2N_ERR_PROTOCOL, "a notice of %zu bytes for %s, which takes none", n,
+		ep->ops->name);
 }
 
 static void no_disconnect(struct m2n__ep *ep)

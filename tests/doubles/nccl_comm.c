@@ -174,7 +174,8 @@ static struct comm *new_comm(int n_ranks, const struct m2n__nccl_id *id, int ran
 		comm->wires[i][0].fd = comm->wires[i][1].fd = -1;
 	if (!comm || !driver || driver->ctx_get_current(&comm->context) || !comm->context ||
 		driver->ctx_get_device(&device) || driver->device_uuid(&comm->uuid, device) ||
-		driver->host_alloc(&words, 64 * N_WORDS, M2N__CU_HOST_PORTABLE | M2N__CU_HOST_MAPPED)) {
+		driver->host_alloc(&words, 64 * N_WORDS,
+			M2N__CU_HOST_PORTABLE | M2N__CU_HOST_MAPPED)) {
 		free(comm);
 		return NULL;
 	}
@@ -189,14 +190,16 @@ static struct comm *new_comm(int n_ranks, const struct m2n__nccl_id *id, int ran
 	return comm;
 }
 
-static int open_comm(void **handle, int n_ranks, const struct m2n__nccl_id *id, int rank, int blocking)
+static int open_comm(
+	void **handle, int n_ranks, const struct m2n__nccl_id *id, int rank, int blocking)
 {
 	struct comm *comm;
 
 	*handle = NULL;
 	if (n_ranks < 1 || n_ranks > MAX_RANKS || rank < 0 || rank >= n_ranks ||
 		memcmp(id->bytes, "m2n-nccl-", 9) != 0 || id->bytes[sizeof(id->bytes) - 1])
-		return nccl_fail(NULL, NCCL_INVALID_ARGUMENT, "rank %d of %d, or the id", rank, n_ranks);
+		return nccl_fail(
+			NULL, NCCL_INVALID_ARGUMENT, "rank %d of %d, or the id", rank, n_ranks);
 	comm = new_comm(n_ranks, id, rank);
 	if (!comm)
 		return nccl_fail(NULL, NCCL_CUDA_ERROR, "no device is current");
@@ -215,7 +218,8 @@ int ncclCommInitRankConfig(void **handle, int n_ranks, struct m2n__nccl_id id, i
 	if (config && (config->magic != M2N__NCCL_CONFIG_MAGIC || config->size < 40 ||
 			      (config->min_ctas != M2N__NCCL_UNDEFINED &&
 				      config->max_ctas < config->min_ctas)))
-		return nccl_fail(NULL, NCCL_INVALID_ARGUMENT, "ncclConfig_t argument not initialized");
+		return nccl_fail(
+			NULL, NCCL_INVALID_ARGUMENT, "ncclConfig_t argument not initialized");
 	return open_comm(handle, n_ranks, &id, rank, !config || config->blocking);
 }
 

@@ -15,7 +15,7 @@
 #include <dlfcn.h>
 
 /* The functions; types for m2n_double_nccl_symbol(). */
-/* The n-th transfer of this process from now on (1: the next) fails with an NCCL result; 0: none. */
+/* The n-th transfer of this process from now on (1: the next) fails with a result; 0: none. */
 void m2n_double_nccl_fail(unsigned n, int result);
 /* Groups that were put on streams, sends and receives in them, communicators that are alive. */
 struct m2n_double_nccl_counters {

@@ -158,7 +158,7 @@ static int step_recv(struct op *op, struct wire *wire)
 		if (op->moved < op->bytes)
 			return n;
 		/* 8 bytes always fit: the sender reads them before it sends more */
-		if (send(wire->fd, &op->number, sizeof(op->number), MSG_DONTWAIT | MSG_NOSIGNAL) != 8)
+		if (send(wire->fd, &op->number, 8, MSG_DONTWAIT | MSG_NOSIGNAL) != 8)
 			return -1;
 		op->step = OVER;
 	}
@@ -368,18 +368,21 @@ static int check_op(struct comm *comm, const struct group *group, const void *at
 
 	ncclCommGetAsyncError(comm, &async);
 	if (async)
-		return nccl_fail(comm, NCCL_INVALID_USAGE, "the communicator is in progress, or broken");
+		return nccl_fail(
+			comm, NCCL_INVALID_USAGE, "the communicator is in progress, or broken");
 	if (peer < 0 || peer >= comm->n_ranks || peer == comm->rank || type != M2N__NCCL_UINT8)
 		return nccl_fail(comm, NCCL_INVALID_ARGUMENT, "peer %d, type %d", peer, type);
 	if (!n || driver->mem_range(&base, &bytes, (uintptr_t)at) ||
 		(uintptr_t)at + n > base + bytes)
-		return nccl_fail(comm, NCCL_INVALID_ARGUMENT, "%zu bytes at %p: not the device's", n, at);
+		return nccl_fail(
+			comm, NCCL_INVALID_ARGUMENT, "%zu bytes at %p: not the device's", n, at);
 	if (group->n_ops == MAX_OPS || (group->n_ops && group->ops[0].stream != stream))
 		return nccl_fail(comm, NCCL_INVALID_USAGE, "too many operations, or two streams");
 	return 0;
 }
 
-static int add(struct comm *comm, int is_send, uint8_t *at, size_t n, int type, int peer, void *stream)
+static int add(
+	struct comm *comm, int is_send, uint8_t *at, size_t n, int type, int peer, void *stream)
 {
 	struct group *group = comm ? group_of(comm) : NULL;
 	struct wire *wire;
@@ -445,7 +448,8 @@ int ncclGroupEnd(void)
 	return result;
 }
 
-static int one(struct comm *comm, int is_send, uint8_t *at, size_t n, int type, int peer, void *stream)
+static int one(
+	struct comm *comm, int is_send, uint8_t *at, size_t n, int type, int peer, void *stream)
 {
 	int rc, ended;
 

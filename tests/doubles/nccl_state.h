@@ -13,7 +13,7 @@
  * communicator whose call is in progress takes no other call; what waits for a lost or aborted
  * peer stays on the device until the communicator is aborted.
  *
- * Stricter: unequal sizes, memory that is not the device's, and two streams in one group are errors.
+ * Stricter: unequal sizes, memory that is not the device's, two streams in one group are errors.
  */
 #ifndef M2N_DOUBLES_NCCL_STATE_H
 #define M2N_DOUBLES_NCCL_STATE_H

@@ -118,7 +118,8 @@ static int listen_at(const char *name)
 	socklen_t bytes = make_address(name, &address);
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
-	if (fd >= 0 && (bind(fd, (struct sockaddr *)&address, bytes) || listen(fd, MAX_RANKS * 2))) {
+	if (fd >= 0 &&
+		(bind(fd, (struct sockaddr *)&address, bytes) || listen(fd, 2 * MAX_RANKS))) {
 		close(fd);
 		fd = -1;
 	}
@@ -190,8 +191,7 @@ static void judge(const struct hello *hellos, int n, struct answer *answer)
 				continue;
 			answer->result = NCCL_INVALID_USAGE;
 			snprintf(answer->text, sizeof(answer->text),
-				"Duplicate GPU detected : rank %d and rank %d both on CUDA device 0",
-				k, i);
+				"Duplicate GPU detected : rank %d and rank %d both on one", k, i);
 		}
 		memcpy(answer->names[i], hellos[i].name, NAME_BYTES);
 	}
@@ -212,8 +212,8 @@ static int gather(struct comm *comm, const struct hello *own, struct answer *ans
 		int fd = accept_one(comm, root);
 
 		rc = fd < 0 ? M2N__NCCL_SYSTEM_ERROR : nccl_read(comm, fd, &hello, sizeof(hello));
-		if (!rc && (hello.magic != MAGIC || hello.rank <= 0 || hello.rank >= comm->n_ranks ||
-				   fds[hello.rank] >= 0))
+		if (!rc && (hello.magic != MAGIC || hello.rank <= 0 ||
+				   hello.rank >= comm->n_ranks || fds[hello.rank] >= 0))
 			rc = nccl_fail(comm, NCCL_INVALID_USAGE, "rank %d twice", hello.rank);
 		if (rc) {
 			if (fd >= 0)

@@ -42,17 +42,17 @@ void m2n__nccl_abort(struct m2n__nccl_iface *u, void *comm)
 		m2n__nccl.ncclCommAbort(comm); /* without a thread, as it may */
 		return;
 	}
-	pthread_mutex_lock(&u->lock);
+	pthread_mutex_lock(&u->enders_lock);
 	ender->next = u->enders;
 	u->enders = ender;
-	pthread_mutex_unlock(&u->lock);
+	pthread_mutex_unlock(&u->enders_lock);
 }
 
 void m2n__nccl_reap(struct m2n__nccl_iface *u, int all)
 {
 	struct m2n__nccl_ender *over = NULL, **at;
 
-	pthread_mutex_lock(&u->lock);
+	pthread_mutex_lock(&u->enders_lock);
 	at = &u->enders;
 	while (*at) {
 		struct m2n__nccl_ender *ender = *at;
@@ -65,7 +65,7 @@ void m2n__nccl_reap(struct m2n__nccl_iface *u, int all)
 		ender->next = over;
 		over = ender;
 	}
-	pthread_mutex_unlock(&u->lock);
+	pthread_mutex_unlock(&u->enders_lock);
 	while (over) {
 		struct m2n__nccl_ender *ender = over;
 

@@ -49,8 +49,8 @@ struct m2n__nccl_config {
 	X(const char *, ncclGetErrorString, (int result)) \
 	X(const char *, ncclGetLastError, (void *comm)) \
 	X(int, ncclGetUniqueId, (struct m2n__nccl_id *id)) \
-	X(int, ncclCommInitRankConfig, (void **comm, int n_ranks, struct m2n__nccl_id id, int rank, \
-		struct m2n__nccl_config *config)) \
+	X(int, ncclCommInitRankConfig, (void **comm, int n_ranks, struct m2n__nccl_id id, \
+		int rank, struct m2n__nccl_config *config)) \
 	X(int, ncclCommGetAsyncError, (void *comm, int *error)) \
 	X(int, ncclCommAbort, (void *comm)) \
 	X(int, ncclGroupStart, (void)) \

@@ -69,6 +69,31 @@ int m2n__nccl_reg(struct m2n__iface *iface, const struct m2n__mem *mem, struct m
 	return 0;
 }
 
+/*
+ * Memory goes while a peer still writes to it, which had said that it was done: that connection
+ * ends here and now.
+ */
+static void leave(struct m2n__nccl_ep *e, const struct m2n__mem *mem)
+{
+	const struct m2n__nccl_iface *u = m2n__nccl_iface(e->ep.iface);
+	uintptr_t base = (uintptr_t)mem->base;
+	int is_used = 0;
+
+	for (uint64_t i = e->in.n_done; i < e->in.n_queued; i++) {
+		const struct m2n__nccl_batch *batch = m2n__nccl_batch(&e->in, i);
+
+		for (unsigned k = 0; k < batch->n_pieces; k++)
+			is_used |= (uintptr_t)batch->pieces[k].at - base < mem->bytes;
+	}
+	if (!is_used || m2n__cuda_enter(u->cuda))
+		return;
+	m2n__nccl_break(e, m2n__error(M2N_ERR_PROTOCOL,
+				   "nccl: the peer writes to memory that it needs no more"));
+	m2n__nccl_lane_abort(&e->in);
+	m2n__nccl_lane_close(&e->in);
+	m2n__cuda_leave(u->cuda);
+}
+
 void m2n__nccl_dereg(struct m2n__mr *mr)
 {
 	struct m2n__nccl_iface *u = m2n__nccl_iface(mr->iface);
@@ -81,6 +106,8 @@ void m2n__nccl_dereg(struct m2n__mr *mr)
 			break;
 		}
 	}
+	for (struct m2n__nccl_ep *e = u->eps; e; e = e->next)
+		leave(e, mr->mem);
 	pthread_mutex_unlock(&u->lock);
 	free(m);
 }

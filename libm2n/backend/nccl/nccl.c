@@ -24,7 +24,7 @@ static int nccl_probe(const struct m2n__options *options)
 {
 	if (strcmp(options->backend, "auto") == 0)
 		return m2n__error(M2N_ERR_BACKEND,
-			"nccl: used only when it is asked for (M2N_BACKEND=nccl, or a list with it)");
+			"nccl: used only when it is asked for (BACKEND=nccl, or a list with it)");
 	return m2n__nccl_load();
 }
 
@@ -37,8 +37,8 @@ static int nccl_open(const struct m2n__iface_params *params, struct m2n__iface *
 		return rc;
 	if (!params->cuda)
 		return m2n__error(M2N_ERR_BACKEND,
-			"nccl: the context has no CUDA device (option CUDA_DEVICE); this backend moves "
-			"CUDA memory only");
+			"nccl: the context has no CUDA device (option CUDA_DEVICE); this backend "
+			"moves CUDA memory only");
 	u = calloc(1, sizeof(*u));
 	if (!u)
 		return m2n__error(-ENOMEM, "nccl: no memory for the iface");
@@ -52,6 +52,7 @@ static int nccl_open(const struct m2n__iface_params *params, struct m2n__iface *
 		return m2n__error(M2N_ERR_BACKEND, "nccl: no random number from the kernel");
 	}
 	pthread_mutex_init(&u->lock, NULL);
+	pthread_mutex_init(&u->enders_lock, NULL);
 	*iface = &u->iface;
 	return 0;
 }
@@ -65,6 +66,7 @@ static void nccl_close(struct m2n__iface *iface)
 		u->cuda->driver->mem_free(u->warm);
 		m2n__cuda_leave(u->cuda);
 	}
+	pthread_mutex_destroy(&u->enders_lock);
 	pthread_mutex_destroy(&u->lock);
 	free(u);
 }

@@ -84,6 +84,7 @@ struct m2n__nccl_iface {
 	struct m2n__nccl_ep *eps;
 	struct m2n__nccl_mr *mrs;
 	uint64_t n_regions;
+	pthread_mutex_t enders_lock; /* nothing is locked under it */
 	struct m2n__nccl_ender *enders; /* aborts under way */
 	m2n__cu_ptr warm;     /* device memory: what warming sends, and what it receives */
 	atomic_uint n_active; /* connections that need progress */

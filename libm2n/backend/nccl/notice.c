@@ -83,7 +83,8 @@ int m2n__nccl_say_done(struct m2n__nccl_lane *lane)
 	return say(lane, notice, sizeof(notice));
 }
 
-static int hear_put(struct m2n__nccl_lane *lane, struct m2n__nccl_batch *batch, struct m2n__cursor *c)
+static int hear_put(
+	struct m2n__nccl_lane *lane, struct m2n__nccl_batch *batch, struct m2n__cursor *c)
 {
 	struct m2n__iface *iface = lane->ep->ep.iface;
 	uint64_t region = m2n__get_u64(c), offset = m2n__get_u64(c), all = 0;
@@ -97,7 +98,8 @@ static int hear_put(struct m2n__nccl_lane *lane, struct m2n__nccl_batch *batch, 
 		uint64_t bytes = m2n__get_u64(c);
 
 		if (c->overrun || !bytes || bytes > UINT64_MAX - all)
-			return m2n__error(M2N_ERR_PROTOCOL, "nccl: a notice with a piece of %llu bytes",
+			return m2n__error(M2N_ERR_PROTOCOL,
+				"nccl: a notice with a piece of %llu bytes",
 				(unsigned long long)bytes);
 		batch->pieces[batch->n_pieces++].bytes = bytes;
 		all += bytes;
@@ -105,8 +107,8 @@ static int hear_put(struct m2n__nccl_lane *lane, struct m2n__nccl_batch *batch, 
 	at = m2n__nccl_place(m2n__nccl_iface(iface), region, offset, all);
 	if (!at || (signal != M2N__SIGNAL_NONE && signal >= iface->params.n_signals))
 		return m2n__error(M2N_ERR_PROTOCOL,
-			"nccl: a notice of %llu bytes at %llu of region %llu, signal %u: not what was "
-			"exported",
+			"nccl: a notice of %llu bytes at %llu of region %llu, signal %u: not what "
+			"was exported",
 			(unsigned long long)all, (unsigned long long)offset,
 			(unsigned long long)region, signal);
 	for (unsigned i = first; i < batch->n_pieces; i++) {
@@ -151,8 +153,8 @@ static int hear(struct m2n__nccl_ep *e, struct m2n__cursor *c)
 	}
 	if (rc == -EPROTO || (!rc && c->at != c->end))
 		return m2n__error(M2N_ERR_PROTOCOL,
-			"nccl: a notice of kind %u, number %llu: neither the next batch nor one that is "
-			"under way",
+			"nccl: a notice of kind %u, number %llu: neither the next batch nor one "
+			"that is under way",
 			kind, (unsigned long long)number);
 	return rc;
 }

@@ -39,8 +39,8 @@ static int check_put(const struct m2n__nccl_iface *u, const struct m2n__put *put
 		bytes += put->pieces[i].bytes;
 	}
 	if (put->offset > put->rmem->bytes || bytes > put->rmem->bytes - put->offset)
-		return m2n__error(-EINVAL, "nccl: put of %zu bytes at %zu into memory of %zu", bytes,
-			put->offset, put->rmem->bytes);
+		return m2n__error(-EINVAL, "nccl: put of %zu bytes at %zu into memory of %zu",
+			bytes, put->offset, put->rmem->bytes);
 	return 0;
 }
 
