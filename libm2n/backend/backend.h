@@ -216,9 +216,8 @@ struct m2n__backend_ops {
 	int (*check)(struct m2n__ep *ep);
 
 	/*
-	 * The last resort for a GPU that does not order a NIC's writes and has no flush of its own
-	 * (backend/common/gpu_flush.h): writes that completed before are seen by kernels that start
-	 * after. Any thread. Missing: -ENOTSUP.
+	 * What this backend wrote to GPU memory and has told by signals is seen by kernels that
+	 * start after. Any thread. Missing: it always is. -ENOTSUP: there is no way to see to it.
 	 */
 	int (*flush_device)(struct m2n__iface *iface);
 

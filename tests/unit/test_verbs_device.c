@@ -40,7 +40,7 @@ static struct {
 	char line[MAX_NOTED][512];
 	unsigned send_flags, n_sends;
 	/* the loopback */
-	unsigned n_things, n_reads, n_states; /* queues and queue pairs that are open; reads */
+	unsigned n_flushes, n_things, n_reads, n_states; /* things: queues and queue pairs */
 	int modify_error, read_is_lost;
 	enum ibv_wc_status read_status;
 	uint64_t remote_addr;
@@ -96,6 +96,14 @@ static m2n__cu_result on_stream(m2n__cu_stream stream)
 	return 0;
 }
 
+static m2n__cu_result flush_rdma_writes(int target, int scope)
+{
+	(void)target, (void)scope;
+	assert_int_equal(fake.is_entered, 1);
+	fake.n_flushes++;
+	return 0;
+}
+
 static m2n__cu_result capture_mode(int *mode)
 {
 	(void)mode;
@@ -144,6 +152,7 @@ static const struct m2n__cuda_driver driver = {
 	.memset_async = fill,
 	.stream_synchronize = on_stream,
 	.capture_mode = capture_mode,
+	.flush_rdma_writes = flush_rdma_writes,
 };
 
 /* ---- libibverbs ---------------------------------------------------------------------------- */
@@ -300,7 +309,7 @@ static int setup(void **state)
 	iface.iface.params.log = take_line;
 	iface.options = &options;
 	iface.is_started = 1;
-	pthread_mutex_init(&iface.loopback_lock, NULL);
+	pthread_mutex_init(&iface.flush_lock, NULL);
 	iface.n_rails = 2;
 	for (unsigned i = 0; i < 2; i++) {
 		contexts[i].device = &devices[i];
@@ -474,9 +483,11 @@ static void test_inline(void **state)
 static void test_loopback(void **state)
 {
 	(void)state;
-	assert_int_equal(m2n__verbs_flush_device(&iface.iface), -ENOTSUP);
+	assert_int_equal(m2n__verbs_flush_device(&iface.iface), -EINVAL);
 	iface.iface.params.cuda = &cuda;
+	cuda.needs_flush = 1;
 	assert_int_equal(m2n__verbs_flush_device(&iface.iface), 0);
+	assert_non_null(strstr(fake.line[0], "a read over a loopback"));
 	assert_int_equal(fake.n_things, 4);
 	assert_int_equal(fake.n_states, 6);
 	assert_int_equal(fake.n_reads, 2);
@@ -499,9 +510,29 @@ static void test_loopback(void **state)
 	assert_non_null(strstr(m2n_error_text(), "connecting"));
 	fake.modify_error = 0;
 	assert_int_equal(m2n__verbs_flush_device(&iface.iface), 0);
-	m2n__verbs_loopback_close(&iface);
+	m2n__verbs_flush_close(&iface);
 	assert_int_equal(fake.n_things, 0);
 	assert_null(iface.loopback);
+}
+
+/* Where the device or its driver does it, no queue pair is made. */
+static void test_flush(void **state)
+{
+	(void)state;
+	iface.iface.params.cuda = &cuda;
+	cuda.can_flush = 1;
+	assert_int_equal(m2n__verbs_flush_device(&iface.iface), 0);
+	assert_non_null(strstr(fake.line[0], "none"));
+	assert_int_equal(fake.n_flushes, 0);
+	m2n__verbs_flush_close(&iface);
+	cuda.needs_flush = 1;
+	assert_int_equal(m2n__verbs_flush_device(&iface.iface), 0);
+	assert_int_equal(m2n__verbs_flush_device(&iface.iface), 0);
+	assert_non_null(strstr(fake.line[1], "driver"));
+	assert_int_equal(fake.n_flushes, 2);
+	assert_int_equal(fake.n_lines, 2);
+	assert_int_equal(fake.n_things, 0);
+	m2n__verbs_flush_close(&iface);
 }
 
 int main(void)
@@ -516,6 +547,7 @@ int main(void)
 		cmocka_unit_test_setup(test_no_device, setup),
 		cmocka_unit_test_setup(test_inline, setup),
 		cmocka_unit_test_setup(test_loopback, setup),
+		cmocka_unit_test_setup(test_flush, setup),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

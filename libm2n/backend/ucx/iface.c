@@ -14,6 +14,7 @@
 
 #include <m2n/status.h>
 
+#include "backend/common/gpu_flush.h"
 #include "backend/registry.h"
 #include "backend/ucx/ucx.h"
 #include "util/error.h"
@@ -158,6 +159,7 @@ static void ucx_close(struct m2n__iface *iface)
 	struct m2n__ucx_iface *u = m2n__ucx_iface(iface);
 	struct m2n__iface *before;
 
+	m2n__gpu_flush_close(u->gpu_flush);
 	if (u->signal_mr)
 		m2n__ucx_dereg(u->signal_mr);
 	before = m2n__ucx_lock(u);
@@ -225,6 +227,24 @@ static int ucx_progress(struct m2n__iface *iface)
 	return n;
 }
 
+/* Settled by the first call. The worker's lock is not held while the driver works. */
+static int ucx_flush_device(struct m2n__iface *iface)
+{
+	struct m2n__ucx_iface *u = m2n__ucx_iface(iface);
+	struct m2n__cuda *cuda = iface->params.cuda;
+	struct m2n__gpu_flush *flush;
+	int rc = 0;
+
+	if (!cuda)
+		return m2n__error(-EINVAL, "ucx: a flush, but the context has no CUDA device");
+	pthread_mutex_lock(&u->lock);
+	if (!u->gpu_flush)
+		rc = m2n__gpu_flush_open(cuda, &u->gpu_flush);
+	flush = u->gpu_flush;
+	pthread_mutex_unlock(&u->lock);
+	return rc ? m2n__error_at(rc, "ucx") : m2n__gpu_flush(flush);
+}
+
 const struct m2n__backend_ops m2n__backend_ucx = {
 	.name = "ucx",
 	.about = "UCX: puts over any of its transports, as UCX_TLS says",
@@ -250,4 +270,5 @@ const struct m2n__backend_ops m2n__backend_ucx = {
 	.arrived = m2n__ucx_arrived,
 	.progress = ucx_progress,
 	.check = m2n__ucx_check,
+	.flush_device = ucx_flush_device,
 };

@@ -45,12 +45,15 @@ struct m2n__ucx_note {
 	ucp_dt_iov_t iov[M2N__UCX_PIECES];
 };
 
+struct m2n__gpu_flush;
+
 struct m2n__ucx_iface {
 	struct m2n__iface iface;
 	pthread_mutex_t lock;
 	ucp_context_h context; /* NULL until the first connection */
 	ucp_worker_h worker;
 	int has_cuda;
+	struct m2n__gpu_flush *gpu_flush; /* NULL until the first flush */
 	int is_native; /* memory that peers write to is made UCX's own, so that they reach it */
 	struct m2n__mr *signal_mr;
 	atomic_uint n_busy; /* connections that need progress for more than an end of theirs */

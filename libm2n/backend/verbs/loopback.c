@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The last resort for the order of a NIC's writes to GPU memory (backend/common/gpu_flush.h has
- * the better ones): the NIC reads a word of that memory over a queue pair that is connected with
+ * The order of a NIC's writes to GPU memory: by what backend/common/gpu_flush.h finds, or as the
+ * last resort here. The NIC reads a word of that memory over a queue pair that is connected with
  * itself. A read does not overtake the writes before it on their way to the GPU, so when it is
  * done they are there. Each rail reads, as each is a way of its own.
  *
- * Made by the first flush. The word is registered without relaxed ordering.
+ * Chosen, told and made by the first flush. The word is registered without relaxed ordering.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/common/gpu_flush.h"
 #include "backend/verbs/verbs.h"
 #include "mem/cuda.h"
 #include "util/error.h"
@@ -104,7 +105,7 @@ static void close_loop(struct loop *loop)
 		m2n__ibv.dereg_mr(loop->landing_mr);
 }
 
-void m2n__verbs_loopback_close(struct verbs_iface *v)
+static void close_loopback(struct verbs_iface *v)
 {
 	struct verbs_loopback *l = v->loopback;
 
@@ -140,9 +141,6 @@ static int open_loopback(struct verbs_iface *v)
 	struct verbs_loopback *l;
 	int rc;
 
-	if (!cuda || !atomic_load_explicit(&v->is_started, memory_order_acquire)) /* A8 */
-		return m2n__error(-ENOTSUP, "verbs: %s: there is nothing to flush",
-			cuda ? "no connection yet" : "no CUDA device");
 	l = calloc(1, sizeof(*l));
 	if (!l)
 		return m2n__error(-ENOMEM, "verbs: no memory for a loopback");
@@ -155,7 +153,7 @@ static int open_loopback(struct verbs_iface *v)
 		l->n++;
 	}
 	if (rc)
-		m2n__verbs_loopback_close(v);
+		close_loopback(v);
 	return rc;
 }
 
@@ -204,20 +202,52 @@ static int read_all(struct verbs_iface *v)
 		rc = await_read(&v->rails[i], &v->loopback->loops[i], deadline_ns);
 	/* One that failed is not used again. */
 	if (rc)
-		m2n__verbs_loopback_close(v);
+		close_loopback(v);
 	return rc;
+}
+
+/* Settles once how this device is flushed: v->gpu_flush, or NULL for the loopback. */
+static int choose(struct verbs_iface *v)
+{
+	struct m2n__cuda *cuda = v->iface.params.cuda;
+	int rc;
+
+	if (!cuda)
+		return m2n__error(-EINVAL, "verbs: a flush, but the context has no CUDA device");
+	rc = m2n__gpu_flush_open(cuda, &v->gpu_flush);
+	if (rc && rc != -ENOTSUP)
+		return rc;
+	v->is_flush_chosen = 1;
+	m2n__verbs_log(v, M2N_LOG_INFO, "verbs: flush of writes to GPU memory: %s%s",
+		rc ? "a read over a loopback: " : m2n__gpu_flush_name(v->gpu_flush),
+		rc ? m2n_error_text() : "");
+	return 0;
 }
 
 int m2n__verbs_flush_device(struct m2n__iface *iface)
 {
 	struct verbs_iface *v = (struct verbs_iface *)iface;
-	int rc = 0;
+	int rc;
 
-	pthread_mutex_lock(&v->loopback_lock);
-	if (!v->loopback)
-		rc = open_loopback(v);
-	if (!rc)
-		rc = read_all(v);
-	pthread_mutex_unlock(&v->loopback_lock);
+	if (!atomic_load_explicit(&v->is_started, memory_order_acquire)) /* A8 */
+		return 0; /* nobody has written yet */
+	pthread_mutex_lock(&v->flush_lock);
+	rc = v->is_flush_chosen ? 0 : choose(v);
+	if (!rc && v->gpu_flush) {
+		rc = m2n__gpu_flush(v->gpu_flush);
+	} else if (!rc) {
+		rc = v->loopback ? 0 : open_loopback(v);
+		if (!rc)
+			rc = read_all(v);
+	}
+	pthread_mutex_unlock(&v->flush_lock);
 	return rc;
+}
+
+void m2n__verbs_flush_close(struct verbs_iface *v)
+{
+	close_loopback(v);
+	m2n__gpu_flush_close(v->gpu_flush);
+	v->gpu_flush = NULL;
+	v->is_flush_chosen = 0;
 }

@@ -30,12 +30,12 @@ static void verbs_close(struct m2n__iface *iface)
 	struct verbs_iface *v = (struct verbs_iface *)iface;
 
 	m2n__verbs_cm_stop(v);
-	m2n__verbs_loopback_close(v);
+	m2n__verbs_flush_close(v);
 	for (unsigned i = 0; i < v->n_rails; i++)
 		m2n__verbs_rail_close(&v->rails[i]);
 	m2n__verbs_sleep_stop(v);
 	pthread_mutex_destroy(&v->cm_lock);
-	pthread_mutex_destroy(&v->loopback_lock);
+	pthread_mutex_destroy(&v->flush_lock);
 	free(v);
 }
 
@@ -87,7 +87,7 @@ static int verbs_open(const struct m2n__iface_params *params, struct m2n__iface 
 	v->options = params->options;
 	v->kick_fd = -1;
 	pthread_mutex_init(&v->cm_lock, NULL);
-	pthread_mutex_init(&v->loopback_lock, NULL);
+	pthread_mutex_init(&v->flush_lock, NULL);
 	rc = m2n__verbs_ports_choose(v->options, &ports);
 	for (unsigned i = 0; !rc && i < ports.n; i++) {
 		rc = m2n__verbs_rail_open(v, &v->rails[i], &ports.port[i]);

@@ -102,6 +102,7 @@ enum verbs_gpu {
 struct verbs_iface;
 struct verbs_ep;
 struct verbs_loopback;
+struct m2n__gpu_flush;
 
 struct verbs_rail {
 	struct verbs_iface *iface;
@@ -192,9 +193,11 @@ struct verbs_iface {
 	int kick_fd;
 	atomic_uint generation, n_armed, n_followers;
 	atomic_int is_led, is_polling;
-	/* loopback.c */
-	pthread_mutex_t loopback_lock;
-	struct verbs_loopback *loopback; /* NULL until the first flush */
+	/* loopback.c; under flush_lock */
+	pthread_mutex_t flush_lock;
+	int is_flush_chosen;
+	struct m2n__gpu_flush *gpu_flush;
+	struct verbs_loopback *loopback;
 };
 
 struct verbs_mr {
@@ -277,7 +280,7 @@ int m2n__verbs_reg_device(
 
 /* loopback.c */
 int m2n__verbs_flush_device(struct m2n__iface *iface);
-void m2n__verbs_loopback_close(struct verbs_iface *v);
+void m2n__verbs_flush_close(struct verbs_iface *v);
 
 /* put.c */
 int m2n__verbs_put(struct m2n__ep *ep, struct m2n__put *put);
