@@ -14,11 +14,13 @@
 #include "helpers/job_run.h"
 
 static const int zero;
+static enum m2n_memory memory_in_use; /* of the rank that this process is */
 
 static struct m2n_channel_params small(void)
 {
 	struct m2n_channel_params params = M2N_CHANNEL_PARAMS_INIT;
 
+	params.memory = memory_in_use;
 	params.name = "small";
 	params.sources = &zero;
 	params.n_sources = 1;
@@ -56,9 +58,10 @@ static void refuse(struct rank *rank, const struct m2n_channel_params *params, c
 static void check_errors(struct rank *rank)
 {
 	static const int nobody = -1, twice[] = {0, 0};
-	struct m2n_channel_params params = small();
+	struct m2n_channel_params params;
 	struct m2n_channel *channel = NULL;
 
+	memory_in_use = rank->memory;
 	REFUSE(rank, name, NULL, "1..15");
 	REFUSE(rank, name, "", "1..15");
 	REFUSE(rank, name, "sixteen letters!", "15");
@@ -74,7 +77,9 @@ static void check_errors(struct rank *rank)
 	REFUSE(rank, placement, (enum m2n_placement)9, "");
 	REFUSE(rank, overflow, (enum m2n_overflow)9, "");
 	REFUSE(rank, cast, (enum m2n_cast)9, "");
+	REFUSE(rank, memory, (enum m2n_memory)9, "");
 	REFUSE(rank, reduce_at_expert, 1, "dedup");
+	params = small();
 	params.n_sources = 0;
 	refuse(rank, &params, "sources", "1..");
 	params = small();
@@ -105,11 +110,13 @@ static int errors(const struct conf *conf)
 
 static void check_huge(struct rank *rank)
 {
-	struct m2n_channel_params params = small();
+	struct m2n_channel_params params;
 	struct m2n_channel *channel = NULL;
 	struct m2n_channel_memory memory;
 	int status;
 
+	memory_in_use = rank->memory;
+	params = small();
 	params.row_bytes = (size_t)1 << 40;
 	params.max_tokens = UINT32_MAX;
 	params.depth = 64;
@@ -155,23 +162,30 @@ static size_t shared_bytes_mapped(void)
 /* What create maps, of its own, is what was predicted: the slots of one rank with itself. */
 static void check_memory(struct rank *rank)
 {
-	struct m2n_channel_params params = small();
+	struct m2n_channel_params params;
 	struct m2n_channel_memory memory;
 	struct m2n_channel *channel;
 	struct m2n_channel_attr attr;
 	size_t before;
 
+	memory_in_use = rank->memory;
+	params = small();
 	params.row_bytes = 4096;
 	params.max_tokens = 512;
 	params.depth = 3;
 	expect_ok(m2n_channel_query_memory(&params, 0, &memory));
-	expect_equal(memory.total_bytes,
-		memory.dispatch_bytes + memory.reply_bytes + memory.control_bytes);
+	expect_equal(memory.total_bytes, memory.dispatch_bytes + memory.reply_bytes +
+						 memory.control_bytes + memory.batch_bytes);
+	if (rank->memory == M2N_MEMORY_CUDA)
+		expect(memory.batch_bytes >= (size_t)3 * 512 * 2 * 4096);
+	else
+		expect_equal(memory.batch_bytes, 0);
 	expect(memory.dispatch_bytes >= (size_t)3 * 512 * 2 * 4096);
 	expect(memory.reply_bytes >= (size_t)3 * 512 * 2 * 4096);
 	before = shared_bytes_mapped();
 	expect_ok(m2n_channel_create(rank->group, &params, &channel));
-	if (shared_bytes_mapped() > before) { /* huge pages may round up */
+	/* Huge pages may round up. */
+	if (rank->memory == M2N_MEMORY_HOST && shared_bytes_mapped() > before) {
 		expect(shared_bytes_mapped() - before + (4 << 20) >=
 			memory.dispatch_bytes + memory.reply_bytes);
 	}
@@ -182,7 +196,7 @@ static void check_memory(struct rank *rank)
 	m2n_channel_destroy(channel);
 	/* A rank in no list takes next to nothing; a rank that is only a source has no slots. */
 	expect_ok(m2n_channel_query_memory(&params, 5, &memory));
-	expect(memory.dispatch_bytes == 0 && memory.reply_bytes == 0);
+	expect_equal(memory.dispatch_bytes + memory.reply_bytes + memory.batch_bytes, 0);
 }
 
 static int memory_of(const struct conf *conf)
@@ -224,9 +238,9 @@ static int roles(const struct conf *conf)
 }
 
 const struct conf_case channel_cases[] = {
-	{"channel: errors of create name field and range", 1, errors},
-	{"channel: sizes that no memory holds", 1, huge},
-	{"channel: memory as predicted", 1, memory_of},
-	{"channel: roles and indexes", 3, roles},
+	{"channel: errors of create name field and range", 1, errors, ANY_MEMORY},
+	{"channel: sizes that no memory holds", 1, huge, ANY_MEMORY},
+	{"channel: memory as predicted", 1, memory_of, ANY_MEMORY},
+	{"channel: roles and indexes", 3, roles, HOST_MEMORY},
 	{0},
 };

@@ -226,11 +226,11 @@ static int memory(const struct conf *conf)
 }
 
 const struct conf_case context_cases[] = {
-	{"context: option errors name option, value and range", 1, options},
-	{"context: unknown backend", 1, unknown_backend},
-	{"context: params of other sizes", 1, sizes},
-	{"context: lists of options and backends", 1, list_all},
-	{"context: the environment wins over params", 1, environment},
-	{"memory: allocate, register, errors", 1, memory},
+	{"context: option errors name option, value and range", 1, options, HOST_MEMORY},
+	{"context: unknown backend", 1, unknown_backend, HOST_MEMORY},
+	{"context: params of other sizes", 1, sizes, HOST_MEMORY},
+	{"context: lists of options and backends", 1, list_all, HOST_MEMORY},
+	{"context: the environment wins over params", 1, environment, HOST_MEMORY},
+	{"memory: allocate, register, errors", 1, memory, HOST_MEMORY},
 	{0},
 };

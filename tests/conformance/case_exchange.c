@@ -336,13 +336,13 @@ static int brief(const struct conf *conf)
 }
 
 const struct conf_case exchange_cases[] = {
-	{"exchange: all to all in order, sizes 0..max, depth 1..4", 1, all_to_all},
-	{"exchange: twelve ranks, all to all", 12, many_peers},
-	{"exchange: credits", 1, credits},
-	{"exchange: refusals queue nothing", 1, refusals},
-	{"exchange: errors of create", 1, create_errors},
-	{"exchange: disagreeing shapes", 2, shapes},
-	{"exchange: a peer that comes late", 2, late},
-	{"exchange: a peer that closes when it has sent", 2, brief},
+	{"exchange: all to all in order, sizes 0..max, depth 1..4", 1, all_to_all, HOST_MEMORY},
+	{"exchange: twelve ranks, all to all", 12, many_peers, HOST_MEMORY},
+	{"exchange: credits", 1, credits, HOST_MEMORY},
+	{"exchange: refusals queue nothing", 1, refusals, HOST_MEMORY},
+	{"exchange: errors of create", 1, create_errors, HOST_MEMORY},
+	{"exchange: disagreeing shapes", 2, shapes, HOST_MEMORY},
+	{"exchange: a peer that comes late", 2, late, HOST_MEMORY},
+	{"exchange: a peer that closes when it has sent", 2, brief, HOST_MEMORY},
 	{0},
 };

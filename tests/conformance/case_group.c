@@ -286,12 +286,12 @@ static int broken_callbacks(const struct conf *conf)
 }
 
 const struct conf_case group_cases[] = {
-	{"group: errors of join", 1, join_errors},
-	{"group: states of a peer that comes and leaves", 2, states},
-	{"group: a dropped peer is lost on both sides", 2, drop},
-	{"group: the secret must be the same", 2, secret},
-	{"group: values in the store", 1, values},
-	{"group: a store of callbacks", 1, callbacks},
-	{"group: callbacks that fail", 1, broken_callbacks},
+	{"group: errors of join", 1, join_errors, HOST_MEMORY},
+	{"group: states of a peer that comes and leaves", 2, states, HOST_MEMORY},
+	{"group: a dropped peer is lost on both sides", 2, drop, HOST_MEMORY},
+	{"group: the secret must be the same", 2, secret, HOST_MEMORY},
+	{"group: values in the store", 1, values, HOST_MEMORY},
+	{"group: a store of callbacks", 1, callbacks, HOST_MEMORY},
+	{"group: callbacks that fail", 1, broken_callbacks, HOST_MEMORY},
 	{0},
 };

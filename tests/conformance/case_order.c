@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "conformance/conformance.h"
+#include "helpers/device.h"
 #include "helpers/job_run.h"
 
 static const struct job small_job = {
@@ -110,10 +111,10 @@ static void check_depth(struct rank *rank)
 	expect_ok(job_send(&jr, 1));
 	expect_ok(m2n_plan_create(jr.channel, &plan));
 	route.n_tokens = 1;
-	route.expert_ids = ids;
+	route.expert_ids = space_in(rank, ids, sizeof(ids));
 	expect_ok(m2n_plan_route(jr.channel, plan, &route));
 	send.plan = plan;
-	send.rows = row;
+	send.rows = space_in(rank, row, sizeof(row));
 	send.timeout_ns = 0;
 	expect_status(-EAGAIN, m2n_dispatch_send(jr.channel, &send));
 	send.timeout_ns = 5000000; /* in vain: it is this rank that must receive first */
@@ -130,6 +131,7 @@ static void check_depth(struct rank *rank)
 	expect_ok(job_combine(&jr, 1));
 	expect_ok(job_combine(&jr, 2));
 	m2n_plan_destroy(plan);
+	space_end(rank);
 	job_close(&jr);
 }
 
@@ -138,20 +140,21 @@ static int depth(const struct conf *conf)
 	return ranks_run(1, check_depth, NULL, &conf->opts);
 }
 
-static void check_bad_send(struct job_rank *jr)
+static void check_bad_send(struct rank *rank, struct job_rank *jr)
 {
 	struct m2n_dispatch_send_params send = M2N_DISPATCH_SEND_PARAMS_INIT;
 	static const uint8_t rows[6 * 32];
+	const void *there = space_in(rank, rows, sizeof(rows));
 
 	expect_ok(job_route(jr, 0));
-	send.rows = rows;
+	send.rows = there;
 	expect_status(-EINVAL, m2n_dispatch_send(jr->channel, &send));
 	expect_text("plan");
 	send.plan = jr->flight[0].plan;
 	send.rows = NULL;
 	expect_status(-EINVAL, m2n_dispatch_send(jr->channel, &send));
 	expect_text("rows");
-	send.rows = rows;
+	send.rows = there;
 	send.sink = 1;
 	expect_status(-EINVAL, m2n_dispatch_send(jr->channel, &send));
 	expect_text("sink");
@@ -160,12 +163,13 @@ static void check_bad_send(struct job_rank *jr)
 	expect_status(-EINVAL, m2n_dispatch_send(jr->channel, &send));
 }
 
-static void check_bad_rest(struct job_rank *jr)
+static void check_bad_rest(struct rank *rank, struct job_rank *jr)
 {
 	struct m2n_combine_send_params answer = M2N_COMBINE_SEND_PARAMS_INIT;
 	struct m2n_combine_recv_params combine = M2N_COMBINE_RECV_PARAMS_INIT;
 	const struct m2n_batch *batch;
 	static uint8_t out[6 * 32];
+	void *there = space_out(rank, out, sizeof(out));
 
 	expect_status(-EINVAL, m2n_combine_send(jr->channel, &answer));
 	expect_text("batch");
@@ -175,14 +179,14 @@ static void check_bad_rest(struct job_rank *jr)
 	expect_status(-EINVAL, m2n_combine_send(jr->channel, &answer));
 	expect_text("rows");
 	expect_ok(job_answer(jr, batch));
-	combine.out = out;
+	combine.out = there;
 	expect_status(-EINVAL, m2n_combine_recv(jr->channel, &combine));
 	expect_text("plan");
 	combine.plan = jr->flight[0].plan;
 	combine.out = NULL;
 	expect_status(-EINVAL, m2n_combine_recv(jr->channel, &combine));
 	expect_text("out");
-	combine.out = out;
+	combine.out = there;
 	combine.out_stride = 31;
 	expect_status(-EINVAL, m2n_combine_recv(jr->channel, &combine));
 	expect_text("out_stride");
@@ -202,8 +206,9 @@ static void check_bad_arguments(struct rank *rank)
 	struct job_rank jr;
 
 	expect_ok(job_open(&jr, rank, &small_job));
-	check_bad_send(&jr);
-	check_bad_rest(&jr);
+	check_bad_send(rank, &jr);
+	check_bad_rest(rank, &jr);
+	space_end(rank);
 	expect_ok(job_send(&jr, 1));
 	expect_ok(job_serve(&jr));
 	expect_ok(job_combine(&jr, 1));
@@ -269,7 +274,7 @@ static const struct job mask_job = {
 	.map = JOB_MAP_REPLICAS,
 };
 
-static void mask_source(struct job_rank *jr, uint32_t round)
+static void mask_source(struct rank *rank, struct job_rank *jr, uint32_t round)
 {
 	struct m2n_dispatch_send_params send = M2N_DISPATCH_SEND_PARAMS_INIT;
 	struct m2n_combine_recv_params combine = M2N_COMBINE_RECV_PARAMS_INIT;
@@ -280,12 +285,13 @@ static void mask_source(struct job_rank *jr, uint32_t round)
 
 	expect_ok(job_route(jr, round)); /* fills the buffers */
 	route.n_tokens = out_of_it ? 0 : jr->n_tokens;
-	route.expert_ids = flight->ids;
-	route.weights = flight->weights;
+	route.expert_ids = space_in(rank, flight->ids, jr->n_tokens * 2 * sizeof(int32_t));
+	route.weights = space_in(rank, flight->weights, jr->n_tokens * 2 * sizeof(float));
 	send.plan = combine.plan = flight->plan;
-	send.rows = flight->rows;
+	send.rows = space_in(rank, flight->rows, jr->n_tokens * 32);
 	route.mask = send.mask = round == 1 ? &first_only : out_of_it ? &none : NULL;
 	expect_ok(m2n_plan_route(jr->channel, flight->plan, &route));
+	expect_ok(m2n_plan_wait(flight->plan, M2N_TIMEOUT_DEFAULT));
 	if (round == 1)
 		expect_equal(m2n_plan_rank_rows(flight->plan, 1), 0);
 	expect_ok(m2n_dispatch_send(jr->channel, &send));
@@ -293,8 +299,9 @@ static void mask_source(struct job_rank *jr, uint32_t round)
 		expect_ok(job_combine(jr, round));
 		return;
 	}
-	combine.out = flight->out;
+	combine.out = space_out(rank, flight->out, jr->n_tokens * 32);
 	expect_ok(m2n_combine_recv(jr->channel, &combine));
+	space_fetch(rank);
 }
 
 static void mask_expert(struct job_rank *jr, uint32_t round)
@@ -312,6 +319,7 @@ static void mask_expert(struct job_rank *jr, uint32_t round)
 		missing = 2;
 	}
 	expect_ok(m2n_dispatch_recv(jr->channel, &recv, &batch));
+	expect_ok(m2n_batch_wait(jr->channel, batch, M2N_TIMEOUT_DEFAULT));
 	expect_equal(batch->round, round);
 	expect_equal(batch->missing[0] & 3, missing);
 	if (missing == 3)
@@ -326,11 +334,12 @@ static void check_masks(struct rank *rank)
 	expect_ok(job_open(&jr, rank, &mask_job));
 	for (uint32_t round = 0; round < mask_job.n_rounds; round++) {
 		if (jr.source >= 0)
-			mask_source(&jr, round);
+			mask_source(rank, &jr, round);
 		else
 			mask_expert(&jr, round);
 	}
 	rank_barrier(rank);
+	space_end(rank);
 	job_close(&jr);
 }
 
@@ -415,11 +424,11 @@ static int counters(const struct conf *conf)
 }
 
 const struct conf_case order_cases[] = {
-	{"order: deadlines, calls made again, batches held", 1, deadlines},
-	{"order: more rounds than the depth", 1, depth},
-	{"order: bad arguments queue nothing", 1, bad_arguments},
-	{"order: calls of another role", 2, wrong_roles},
-	{"order: masks of peers that take part", 4, masks},
-	{"order: counters", 4, counters},
+	{"order: deadlines, calls made again, batches held", 1, deadlines, HOST_MEMORY},
+	{"order: more rounds than the depth", 1, depth, ANY_MEMORY},
+	{"order: bad arguments queue nothing", 1, bad_arguments, ANY_MEMORY},
+	{"order: calls of another role", 2, wrong_roles, ANY_MEMORY},
+	{"order: masks of peers that take part", 4, masks, ANY_MEMORY},
+	{"order: counters", 4, counters, ANY_MEMORY},
 	{0},
 };

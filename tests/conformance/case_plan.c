@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "conformance/conformance.h"
+#include "helpers/device.h"
 #include "helpers/job_run.h"
 #include "helpers/leak.h"
 
@@ -18,10 +19,11 @@
 
 static const int zero;
 
-static struct m2n_channel_params one_rank(void)
+static struct m2n_channel_params one_rank(const struct rank *rank)
 {
 	struct m2n_channel_params params = M2N_CHANNEL_PARAMS_INIT;
 
+	params.memory = rank->memory;
 	params.name = "plan";
 	params.sources = params.experts = &zero;
 	params.n_sources = params.n_expert_ranks = 1;
@@ -38,9 +40,21 @@ static void make_ids(int32_t ids[N_TOKENS * TOP_K], uint64_t seed)
 		ids[i] = (int32_t)(job_random(seed, i, 0, 0) % (N_EXPERTS + 1)) - 1;
 }
 
+/* What the routing comes to, wherever it is made; the plan's numbers are there. */
+static int route_plan(struct rank *rank, struct m2n_channel *channel, struct m2n_plan *plan,
+	const struct m2n_route_params *params, size_t n_ids)
+{
+	struct m2n_route_params there = *params;
+	int status;
+
+	there.expert_ids = space_in(rank, params->expert_ids, n_ids * sizeof(int32_t));
+	status = m2n_plan_route(channel, plan, &there);
+	return status ? status : m2n_plan_wait(plan, M2N_TIMEOUT_DEFAULT);
+}
+
 static void check_bad_routing(struct rank *rank)
 {
-	struct m2n_channel_params params = one_rank();
+	struct m2n_channel_params params = one_rank(rank);
 	struct m2n_route_params route = M2N_ROUTE_PARAMS_INIT;
 	int32_t ids[(N_TOKENS + 1) * TOP_K] = {0};
 	struct m2n_channel *channel;
@@ -52,7 +66,7 @@ static void check_bad_routing(struct rank *rank)
 	route.n_tokens = N_TOKENS;
 	route.expert_ids = ids;
 	ids[4 * TOP_K + 2] = N_EXPERTS;
-	expect_status(-EINVAL, m2n_plan_route(channel, plan, &route));
+	expect_status(-EINVAL, route_plan(rank, channel, plan, &route, (N_TOKENS + 1) * TOP_K));
 	expect_text("token 4");
 	expect_text("k 2");
 	expect_text("5");
@@ -60,23 +74,24 @@ static void check_bad_routing(struct rank *rank)
 	m2n_plan_query(plan, &attr);
 	expect_equal(attr.n_tokens, 0);
 	ids[4 * TOP_K + 2] = -2;
-	expect_status(-EINVAL, m2n_plan_route(channel, plan, &route));
+	expect_status(-EINVAL, route_plan(rank, channel, plan, &route, (N_TOKENS + 1) * TOP_K));
 	expect_text("-2");
 	ids[4 * TOP_K + 2] = INT32_MIN;
-	expect_status(-EINVAL, m2n_plan_route(channel, plan, &route));
+	expect_status(-EINVAL, route_plan(rank, channel, plan, &route, (N_TOKENS + 1) * TOP_K));
 	ids[4 * TOP_K + 2] = 0;
 	route.n_tokens = N_TOKENS + 1;
-	expect_status(-EINVAL, m2n_plan_route(channel, plan, &route));
+	expect_status(-EINVAL, route_plan(rank, channel, plan, &route, (N_TOKENS + 1) * TOP_K));
 	expect_text("12");
 	route.n_tokens = UINT32_MAX;
-	expect_status(-EINVAL, m2n_plan_route(channel, plan, &route));
+	expect_status(-EINVAL, route_plan(rank, channel, plan, &route, (N_TOKENS + 1) * TOP_K));
 	route.n_tokens = 1;
 	route.expert_ids = NULL;
-	expect_status(-EINVAL, m2n_plan_route(channel, plan, &route));
+	expect_status(-EINVAL, route_plan(rank, channel, plan, &route, (N_TOKENS + 1) * TOP_K));
 	route.n_tokens = 0;
-	expect_ok(m2n_plan_route(channel, plan, &route));
+	expect_ok(route_plan(rank, channel, plan, &route, 0));
 	m2n_plan_destroy(plan);
 	m2n_plan_destroy(NULL);
+	space_end(rank);
 	m2n_channel_destroy(channel);
 }
 
@@ -87,7 +102,7 @@ static int bad_routing(const struct conf *conf)
 
 static void check_query(struct rank *rank)
 {
-	struct m2n_channel_params params = one_rank();
+	struct m2n_channel_params params = one_rank(rank);
 	struct m2n_route_params route = M2N_ROUTE_PARAMS_INIT;
 	int32_t ids[N_TOKENS * TOP_K];
 	struct m2n_channel *channel;
@@ -109,7 +124,7 @@ static void check_query(struct rank *rank)
 	expect_ok(m2n_plan_create(channel, &plan));
 	route.n_tokens = N_TOKENS;
 	route.expert_ids = ids;
-	expect_ok(m2n_plan_route(channel, plan, &route));
+	expect_ok(route_plan(rank, channel, plan, &route, N_TOKENS * TOP_K));
 	m2n_plan_query(plan, &attr);
 	expect_equal(attr.n_tokens, N_TOKENS);
 	expect_equal(attr.n_rows, n_rows);
@@ -118,6 +133,7 @@ static void check_query(struct rank *rank)
 	expect_equal(m2n_plan_rank_rows(plan, 0), n_rows);
 	for (uint32_t t = 0; t < N_TOKENS; t++)
 		expect_equal(m2n_plan_dropped(plan)[t], 0);
+	space_end(rank);
 	m2n_plan_destroy(plan);
 	m2n_channel_destroy(channel);
 }
@@ -128,20 +144,22 @@ static int query(const struct conf *conf)
 }
 
 /* Sends `plan` as a round and checks out: expert e answers with value e + 1, weights 1. */
-static void run_plan(struct m2n_channel *channel, struct m2n_plan *plan, const int32_t *ids,
-	const uint8_t *taken)
+static void run_plan(struct rank *rank, struct m2n_channel *channel, struct m2n_plan *plan,
+	const int32_t *ids, const uint8_t *taken)
 {
 	struct m2n_dispatch_send_params send = M2N_DISPATCH_SEND_PARAMS_INIT;
 	struct m2n_dispatch_recv_params recv = M2N_DISPATCH_RECV_PARAMS_INIT;
 	struct m2n_combine_send_params answer = M2N_COMBINE_SEND_PARAMS_INIT;
 	struct m2n_combine_recv_params combine = M2N_COMBINE_RECV_PARAMS_INIT;
 	static const uint8_t rows[N_TOKENS * ROW_BYTES];
-	float replies[N_TOKENS * TOP_K][ROW_BYTES / 4], *out = guard_alloc(N_TOKENS * ROW_BYTES);
+	float replies[N_TOKENS * TOP_K][ROW_BYTES / 4] = {{0}};
+	float *out = guard_alloc(N_TOKENS * ROW_BYTES);
 
 	send.plan = combine.plan = plan;
-	send.rows = rows;
+	send.rows = space_in(rank, rows, sizeof(rows));
 	expect_ok(m2n_dispatch_send(channel, &send));
 	expect_ok(m2n_dispatch_recv(channel, &recv, &answer.batch));
+	expect_ok(m2n_batch_wait(channel, answer.batch, M2N_TIMEOUT_DEFAULT));
 	for (uint32_t s = 0; s < answer.batch->n_segments; s++) {
 		const struct m2n_segment *segment = &answer.batch->segments[s];
 
@@ -150,11 +168,12 @@ static void run_plan(struct m2n_channel *channel, struct m2n_plan *plan, const i
 				replies[segment->first_row + r][i] = (float)segment->expert + 1;
 		}
 	}
-	answer.rows = replies;
+	answer.rows = space_in(rank, replies, sizeof(replies));
 	expect_ok(m2n_combine_send(channel, &answer));
 	expect_ok(m2n_reply_wait(channel, M2N_TIMEOUT_DEFAULT));
-	combine.out = out;
+	combine.out = space_out(rank, out, N_TOKENS * ROW_BYTES);
 	expect_ok(m2n_combine_recv(channel, &combine));
+	space_fetch(rank);
 	for (uint32_t t = 0; t < N_TOKENS; t++) {
 		float want = 0;
 
@@ -162,6 +181,7 @@ static void run_plan(struct m2n_channel *channel, struct m2n_plan *plan, const i
 			want += taken[t * TOP_K + k] ? (float)ids[t * TOP_K + k] + 1 : 0;
 		expect(out[t * (ROW_BYTES / 4)] == want);
 	}
+	space_end(rank);
 	guard_free(out);
 }
 
@@ -184,7 +204,7 @@ static uint32_t take(const int32_t *ids, uint32_t capacity, uint8_t *taken, uint
 
 static void check_capacity(struct rank *rank)
 {
-	struct m2n_channel_params params = one_rank();
+	struct m2n_channel_params params = one_rank(rank);
 	struct m2n_route_params route = M2N_ROUTE_PARAMS_INIT;
 	int32_t ids[N_TOKENS * TOP_K];
 	uint8_t taken[N_TOKENS * TOP_K], dropped[N_TOKENS];
@@ -202,7 +222,8 @@ static void check_capacity(struct rank *rank)
 	route.n_tokens = N_TOKENS;
 	route.expert_ids = ids;
 	if (params.overflow == M2N_OVERFLOW_ERROR) {
-		expect_status(M2N_ERR_CAPACITY, m2n_plan_route(channel, plan, &route));
+		expect_status(M2N_ERR_CAPACITY,
+			route_plan(rank, channel, plan, &route, N_TOKENS * TOP_K));
 		expect_text("10");
 		expect_ok(m2n_channel_query(channel, &channel_attr));
 		expect_equal(channel_attr.next_send_round, 0);
@@ -213,13 +234,13 @@ static void check_capacity(struct rank *rank)
 	}
 	take(ids, 10, taken, dropped);
 	expect_status(params.overflow == M2N_OVERFLOW_DROP ? M2N_PARTIAL : 0,
-		m2n_plan_route(channel, plan, &route));
+		route_plan(rank, channel, plan, &route, N_TOKENS * TOP_K));
 	m2n_plan_query(plan, &attr);
 	expect_equal(attr.n_rows, 10);
 	expect_equal(attr.n_dropped, take(ids, 10, taken, dropped));
 	expect_equal(attr.n_dropped_lost, 0);
 	expect(!memcmp(m2n_plan_dropped(plan), dropped, N_TOKENS));
-	run_plan(channel, plan, ids, taken);
+	run_plan(rank, channel, plan, ids, taken);
 	m2n_plan_destroy(plan);
 	m2n_channel_destroy(channel);
 }
@@ -247,7 +268,7 @@ static int unpack_copy(
 
 static void check_packed(struct rank *rank)
 {
-	struct m2n_channel_params params = one_rank();
+	struct m2n_channel_params params = one_rank(rank);
 	struct m2n_route_params route = M2N_ROUTE_PARAMS_INIT;
 	int32_t ids[N_TOKENS * TOP_K];
 	uint8_t taken[N_TOKENS * TOP_K], dropped[N_TOKENS];
@@ -287,8 +308,8 @@ static void check_packed(struct rank *rank)
 	m2n_plan_query(plan, &attr);
 	m2n_plan_query(copy, &copy_attr);
 	expect(!memcmp(&attr, &copy_attr, sizeof(attr)));
-	run_plan(channel, plan, ids, taken);
-	run_plan(channel, copy, ids, taken);
+	run_plan(rank, channel, plan, ids, taken);
+	run_plan(rank, channel, copy, ids, taken);
 	free(packed);
 	m2n_plan_destroy(plan);
 	m2n_plan_destroy(copy);
@@ -305,7 +326,7 @@ static void check_old_map(struct rank *rank)
 {
 	static const uint32_t first[] = {0, 1, 2, 3, 4, 5}, owners[] = {0, 0, 0, 0, 0};
 	static const uint32_t bad_first[] = {0, 1, 2, 3, 4};
-	struct m2n_channel_params params = one_rank();
+	struct m2n_channel_params params = one_rank(rank);
 	struct m2n_channel *channel;
 	struct m2n_map *map;
 
@@ -326,10 +347,10 @@ static int old_map(const struct conf *conf)
 }
 
 const struct conf_case plan_cases[] = {
-	{"plan: routing out of range", 1, bad_routing},
-	{"plan: query", 1, query},
-	{"plan: capacity, refused and dropped", 1, capacity},
-	{"plan: as bytes, whole, short and flipped", 1, packed},
-	{"plan: maps that do not fit", 1, old_map},
+	{"plan: routing out of range", 1, bad_routing, ANY_MEMORY},
+	{"plan: query", 1, query, ANY_MEMORY},
+	{"plan: capacity, refused and dropped", 1, capacity, ANY_MEMORY},
+	{"plan: as bytes, whole, short and flipped", 1, packed, HOST_MEMORY},
+	{"plan: maps that do not fit", 1, old_map, ANY_MEMORY},
 	{0},
 };

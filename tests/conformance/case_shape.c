@@ -11,6 +11,7 @@ struct difference {
 	const char *field; /* as it must occur in the text; NULL: not told by name */
 	const char *mine, *theirs; /* as they must occur */
 	void (*change)(struct m2n_channel_params *params);
+	enum conf_scope scope;
 };
 
 static const int sources[] = {0, 1}, experts[] = {1, 0}, swapped[] = {1, 0}, fewer[] = {0};
@@ -35,26 +36,27 @@ CHANGE(other_sources, params->sources = swapped)
 CHANGE(other_n_sinks, (params->sinks = fewer, params->n_sinks = 1))
 
 static const struct difference differences[] = {
-	{"row_bytes", "64", "96", other_row_bytes},
-	{"scale_bytes", "0", "12", other_scale_bytes},
-	{"out_row_bytes", "64", "48", other_out_row_bytes},
-	{"dtype", "", "", other_dtype},
-	{"placement", "", "", other_placement},
-	{"dedup", "0", "1", other_dedup},
-	{"top_k", "2", "3", other_top_k},
-	{"max_tokens", "8", "9", other_max_tokens},
-	{"depth", "3", "5", other_depth},
-	{"capacity", "", "7", other_capacity},
-	{"n_experts", "6", "11", other_n_experts},
-	{"sources", "", "", other_sources},
-	{"sinks", "2", "1", other_n_sinks},
+	{"row_bytes", "64", "96", other_row_bytes, ANY_MEMORY},
+	{"scale_bytes", "0", "12", other_scale_bytes, ANY_MEMORY},
+	{"out_row_bytes", "64", "48", other_out_row_bytes, ANY_MEMORY},
+	{"dtype", "", "", other_dtype, ANY_MEMORY},
+	{"placement", "", "", other_placement, HOST_MEMORY},
+	{"dedup", "0", "1", other_dedup, ANY_MEMORY},
+	{"top_k", "2", "3", other_top_k, ANY_MEMORY},
+	{"max_tokens", "8", "9", other_max_tokens, ANY_MEMORY},
+	{"depth", "3", "5", other_depth, ANY_MEMORY},
+	{"capacity", "", "7", other_capacity, ANY_MEMORY},
+	{"n_experts", "6", "11", other_n_experts, ANY_MEMORY},
+	{"sources", "", "", other_sources, ANY_MEMORY},
+	{"sinks", "2", "1", other_n_sinks, HOST_MEMORY},
 };
 #define N_DIFFERENCES (sizeof(differences) / sizeof(differences[0]))
 
-static struct m2n_channel_params agreed(void)
+static struct m2n_channel_params agreed(const struct rank *rank)
 {
 	struct m2n_channel_params params = M2N_CHANNEL_PARAMS_INIT;
 
+	params.memory = rank->memory;
 	params.name = "shape";
 	params.sources = sources;
 	params.n_sources = 2;
@@ -75,7 +77,9 @@ static void check_fields(struct rank *rank)
 	for (size_t i = 0; i < N_DIFFERENCES; i++) {
 		const struct difference *one = &differences[i];
 
-		params = agreed();
+		if (rank->memory == M2N_MEMORY_CUDA && one->scope == HOST_MEMORY)
+			continue;
+		params = agreed(rank);
 		if (rank->rank == 1)
 			one->change(&params);
 		if (m2n_channel_create(rank->group, &params, &channel) != M2N_ERR_SHAPE)
@@ -89,7 +93,7 @@ static void check_fields(struct rank *rank)
 		expect_text("rank 1");
 		rank_barrier(rank);
 	}
-	params = agreed();
+	params = agreed(rank);
 	expect_ok(m2n_channel_create(rank->group, &params, &channel));
 	rank_barrier(rank);
 	m2n_channel_destroy(channel);
@@ -103,7 +107,7 @@ static int fields(const struct conf *conf)
 static void check_map(struct rank *rank)
 {
 	static const uint32_t first[] = {0, 1, 2, 3, 4, 5, 6}, owners[] = {0, 1, 0, 1, 0, 1};
-	struct m2n_channel_params params = agreed();
+	struct m2n_channel_params params = agreed(rank);
 	struct m2n_channel *channel = NULL;
 	struct m2n_map *map = NULL;
 
@@ -121,8 +125,27 @@ static int map(const struct conf *conf)
 	return ranks_run(2, check_map, NULL, &conf->opts);
 }
 
+/* One side would write host memory, the other device memory. */
+static void check_memory(struct rank *rank)
+{
+	struct m2n_channel_params params = agreed(rank);
+	struct m2n_channel *channel = NULL;
+
+	params.memory = rank->rank ? M2N_MEMORY_CUDA : M2N_MEMORY_HOST;
+	expect_status(M2N_ERR_SHAPE, m2n_channel_create(rank->group, &params, &channel));
+	expect_text("memory");
+	expect(channel == NULL);
+	rank_barrier(rank);
+}
+
+static int memory_kinds(const struct conf *conf)
+{
+	return ranks_run(2, check_memory, NULL, &conf->opts);
+}
+
 const struct conf_case shape_cases[] = {
-	{"shape: every field that differs is told with both values", 2, fields},
-	{"shape: maps that differ", 2, map},
+	{"shape: every field that differs is told with both values", 2, fields, ANY_MEMORY},
+	{"shape: maps that differ", 2, map, ANY_MEMORY},
+	{"shape: host memory here, CUDA memory there", 2, memory_kinds, CUDA_MEMORY},
 	{0},
 };

@@ -203,7 +203,7 @@ static int sinks_exact(const struct conf *conf)
 }
 
 const struct conf_case sink_cases[] = {
-	{"sink: other ranks than the sources, slot placement", 6, sinks_slot},
-	{"sink: other ranks than the sources, exact placement", 6, sinks_exact},
+	{"sink: other ranks than the sources, slot placement", 6, sinks_slot, HOST_MEMORY},
+	{"sink: other ranks than the sources, exact placement", 6, sinks_exact, HOST_MEMORY},
 	{0},
 };

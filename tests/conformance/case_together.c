@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "conformance/conformance.h"
+#include "helpers/device.h"
 #include "helpers/job_run.h"
 #include "helpers/leak.h"
 #include "util/time.h"
@@ -29,6 +30,7 @@ static void open_named(struct job_rank *jr, struct rank *rank, const struct job 
 	rank_barrier(rank);
 	job_channel_params(job, lists, &params);
 	params.name = name;
+	params.memory = rank->memory;
 	for (uint32_t i = 0; i < job->in_flight; i++)
 		m2n_plan_destroy(jr->flight[i].plan);
 	m2n_channel_destroy(jr->channel);
@@ -46,7 +48,8 @@ static void check_two_channels(struct rank *rank)
 	other.seed++;
 	other.row_bytes = 100;
 	other.in_flight = 1;
-	other.placement = M2N_PLACEMENT_EXACT;
+	if (rank->memory == M2N_MEMORY_HOST)
+		other.placement = M2N_PLACEMENT_EXACT;
 	open_named(&second, rank, &other, "second");
 	expect_ok(job_open(&first, rank, &pair_job));
 	for (uint32_t round = 0; round < pair_job.n_rounds; round++) {
@@ -127,7 +130,8 @@ static int threads(const struct conf *conf)
 	enum m2n_placement slot = M2N_PLACEMENT_SLOT, exact = M2N_PLACEMENT_EXACT;
 
 	return ranks_run(2, check_threads, &slot, &conf->opts) ||
-	       ranks_run(2, check_threads, &exact, &conf->opts);
+	       (conf->memory == M2N_MEMORY_HOST &&
+		       ranks_run(2, check_threads, &exact, &conf->opts));
 }
 
 static void check_round_trip(struct rank *rank)
@@ -150,10 +154,12 @@ static void check_round_trip(struct rank *rank)
 		}
 		expect_ok(job_route(&jr, round));
 		send.plan = flight->plan;
-		send.rows = flight->rows;
-		combine.out = flight->out;
-		combine.missing = flight->missing;
+		expect(m2n_plan_wait(flight->plan, M2N_TIMEOUT_DEFAULT) == 0);
+		send.rows = space_in(rank, flight->rows, jr.n_tokens * sizeof(want));
+		combine.out = space_out(rank, flight->out, jr.n_tokens * sizeof(want));
+		combine.missing = space_out(rank, flight->missing, jr.n_tokens);
 		expect_ok(m2n_round_trip(jr.channel, &send, &combine));
+		space_fetch(rank);
 		for (uint32_t t = 0; t < jr.n_tokens; t++) {
 			uint32_t token = job_first_token(&job, jr.source) + t;
 
@@ -163,6 +169,7 @@ static void check_round_trip(struct rank *rank)
 		}
 	}
 	rank_barrier(rank);
+	space_end(rank);
 	job_close(&jr);
 }
 
@@ -199,10 +206,10 @@ static int forced(const struct conf *conf)
 }
 
 const struct conf_case together_cases[] = {
-	{"together: two channels on one group", 2, two_channels},
-	{"together: a channel made again under its name", 2, again},
-	{"together: source and expert calls in two threads", 2, threads},
-	{"together: a round in one call", 4, round_trip},
-	{"together: a forced backend does not fall back", 2, forced},
+	{"together: two channels on one group", 2, two_channels, ANY_MEMORY},
+	{"together: a channel made again under its name", 2, again, ANY_MEMORY},
+	{"together: source and expert calls in two threads", 2, threads, ANY_MEMORY},
+	{"together: a round in one call", 4, round_trip, ANY_MEMORY},
+	{"together: a forced backend does not fall back", 2, forced, HOST_MEMORY},
 	{0},
 };

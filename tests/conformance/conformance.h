@@ -21,5 +21,8 @@ extern const struct conf_case backward_cases[];
 extern const struct conf_case digest_cases[];
 extern const struct conf_case together_cases[];
 extern const struct conf_case work_cases[];
+extern const struct conf_case threads_cases[];
+extern const struct conf_case device_cases[];
+extern const struct conf_case graph_cases[];
 
 #endif

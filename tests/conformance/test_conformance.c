@@ -18,6 +18,9 @@ static const struct conf_case *const lists[] = {
 	digest_cases,
 	together_cases,
 	work_cases,
+	threads_cases,
+	device_cases,
+	graph_cases,
 	NULL,
 };
 

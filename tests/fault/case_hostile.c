@@ -242,7 +242,8 @@ static int strangers_and_secret(const struct conf *conf)
 }
 
 const struct conf_case hostile_cases[] = {
-	{"hostile: strangers at the control ports", 5, strangers},
-	{"hostile: strangers at the control ports, with a secret", 5, strangers_and_secret},
+	{"hostile: strangers at the control ports", 5, strangers, HOST_MEMORY},
+	{"hostile: strangers at the control ports, with a secret", 5, strangers_and_secret,
+		HOST_MEMORY},
 	{0},
 };

@@ -170,10 +170,10 @@ static int closed(const struct conf *conf)
 }
 
 const struct conf_case interposer_cases[] = {
-	{"interposer: nothing arrives", 3, dropped},
-	{"interposer: connections break", 3, failing},
-	{"interposer: half of a transfer arrives", 3, truncated},
-	{"interposer: some transfers are lost", 3, losing},
-	{"interposer: an exchange is closed under messages on their way", 3, closed},
+	{"interposer: nothing arrives", 3, dropped, HOST_MEMORY},
+	{"interposer: connections break", 3, failing, HOST_MEMORY},
+	{"interposer: half of a transfer arrives", 3, truncated, HOST_MEMORY},
+	{"interposer: some transfers are lost", 3, losing, HOST_MEMORY},
+	{"interposer: an exchange is closed under messages on their way", 3, closed, HOST_MEMORY},
 	{0},
 };

@@ -340,10 +340,10 @@ static int kill_exchange(const struct conf *conf)
 }
 
 const struct conf_case kill_cases[] = {
-	{"kill: at each step, experts with replicas", 2, kill_with_replicas},
-	{"kill: at each step, experts without replicas", 2, kill_without},
-	{"kill: at each step, exact placement", 2, kill_exact},
-	{"kill: before the channel is there", 2, kill_before_channel},
-	{"kill: the last messages of an exchange are given out", 2, kill_exchange},
+	{"kill: at each step, experts with replicas", 2, kill_with_replicas, ANY_MEMORY},
+	{"kill: at each step, experts without replicas", 2, kill_without, ANY_MEMORY},
+	{"kill: at each step, exact placement", 2, kill_exact, HOST_MEMORY},
+	{"kill: before the channel is there", 2, kill_before_channel, ANY_MEMORY},
+	{"kill: the last messages of an exchange are given out", 2, kill_exchange, HOST_MEMORY},
 	{0},
 };

@@ -218,9 +218,9 @@ static int full_dev_shm(const struct conf *conf)
 }
 
 const struct conf_case limit_cases[] = {
-	{"limits: few descriptors", 1, descriptors},
-	{"limits: little address space", 1, little_memory},
-	{"limits: small files only", 1, file_size},
-	{"limits: a full /dev/shm", 2, full_dev_shm},
+	{"limits: few descriptors", 1, descriptors, HOST_MEMORY},
+	{"limits: little address space", 1, little_memory, HOST_MEMORY},
+	{"limits: small files only", 1, file_size, HOST_MEMORY},
+	{"limits: a full /dev/shm", 2, full_dev_shm, HOST_MEMORY},
 	{0},
 };

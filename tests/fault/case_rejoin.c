@@ -244,8 +244,8 @@ static int replaced_source(const struct conf *conf)
 }
 
 const struct conf_case rejoin_cases[] = {
-	{"rejoin: an exchange with a rank that was replaced", 2, replaced_exchange},
-	{"rejoin: an expert rank is replaced and serves again", 4, replaced_expert},
-	{"rejoin: a source is replaced and admitted again", 4, replaced_source},
+	{"rejoin: an exchange with a rank that was replaced", 2, replaced_exchange, HOST_MEMORY},
+	{"rejoin: an expert rank is replaced and serves again", 4, replaced_expert, ANY_MEMORY},
+	{"rejoin: a source is replaced and admitted again", 4, replaced_source, ANY_MEMORY},
 	{0},
 };

@@ -16,6 +16,7 @@ extern const struct conf_case readd_cases[];
 extern const struct conf_case limit_cases[];
 extern const struct conf_case hostile_cases[];
 extern const struct conf_case interposer_cases[];
+extern const struct conf_case device_fault_cases[];
 
 /* 0 or M2N_PARTIAL; anything else fails the rank. */
 #define expect_went_on(call)                                                                       \

@@ -12,6 +12,7 @@ static const struct conf_case *const lists[] = {
 	limit_cases,
 	hostile_cases,
 	interposer_cases,
+	device_fault_cases,
 	NULL,
 };
 

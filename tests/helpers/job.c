@@ -225,6 +225,9 @@ void job_row(const struct job *job, uint32_t round, uint32_t token, void *row)
 {
 	if (job->cast == M2N_CAST_BF16_FP8)
 		fill_values(job, M2N_DTYPE_BF16, ROWS, round, token, row, job->row_bytes);
+	else if (job->echo)
+		fill_values(job, job->dtype, ROWS, round, token, row,
+			job->row_bytes / job_value_bytes(job));
 	else
 		fill_random(job, ROWS, round, token, row, job->row_bytes);
 }
@@ -274,6 +277,10 @@ void job_expert(
 	size_t n = job->out_row_bytes / job_value_bytes(job);
 	size_t at = (size_t)expert % job->row_bytes;
 
+	if (job->echo) {
+		memcpy(out, row, job->out_row_bytes);
+		return;
+	}
 	for (size_t i = 0; i < n; i++) {
 		float x = (float)(int8_t)byte[at] / 16.0f + mix;
 
@@ -296,7 +303,7 @@ uint64_t job_pairs(const struct job *job, uint32_t round, uint32_t token)
 void job_pair_ranks(const struct job *job, uint32_t round, int source, uint32_t local_token,
 	const uint64_t *live, int *rank_of)
 {
-	static struct job_owners owners;
+	static _Thread_local struct job_owners owners;
 	int32_t ids[JOB_MAX_TOP_K];
 
 	job_owners(job, job_map_of(job, round), &owners);

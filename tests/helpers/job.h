@@ -63,6 +63,7 @@ struct job {
 	int residual;
 	int registered; /* rows and outputs lie in registered memory */
 	int no_weights;
+	int echo; /* experts answer each row as it is; rows hold values of the dtype */
 	enum job_routing routing;
 	enum job_map map;
 	uint32_t switch_round; /* not 0: JOB_MAP_REVERSED is in force from here on */

@@ -71,25 +71,46 @@ static void check_segment_rows(struct walk *walk, const struct m2n_segment *segm
 	}
 }
 
+/*
+ * Tokens of a source whose rows for an expert this owner of it gets, in the order of the rows.
+ * Room for tokens and k: [2][pairs of the source]. Their number.
+ */
+static uint32_t cell_tokens(const struct job *job, uint32_t round, uint32_t expert, int source,
+	uint32_t owner, uint32_t n_owners, uint32_t *tokens)
+{
+	uint32_t n_tokens = job_n_tokens(job, source);
+	size_t n_pairs = (size_t)n_tokens * job->top_k, n;
+	int32_t *ids = malloc(n_pairs * sizeof(*ids) + 1);
+
+	if (!ids)
+		abort();
+	for (uint32_t t = 0; t < n_tokens; t++)
+		job_ids(job, round, job_first_token(job, source) + t, ids + (size_t)t * job->top_k);
+	n = m2n__ref_rows(n_tokens, job->top_k, ids, (int32_t)expert, (uint32_t)source, owner,
+		n_owners, tokens, tokens + n_pairs);
+	free(ids);
+	return (uint32_t)n;
+}
+
+static uint32_t *alloc_tokens(const struct job *job)
+{
+	uint32_t *tokens = malloc(2 * (size_t)job->n_tokens * job->top_k * sizeof(*tokens) + 1);
+
+	if (!tokens)
+		abort();
+	return tokens;
+}
+
 /* The rows of one expert from one source: a segment, or none when there are none. */
 static void check_segment(struct walk *walk, uint32_t expert, uint32_t local, int source,
 	uint32_t owner, uint32_t n_owners)
 {
 	const struct job *job = walk->jr->job;
-	uint32_t n_tokens = job_n_tokens(job, source);
-	size_t n_pairs = (size_t)n_tokens * job->top_k;
-	int32_t *ids = malloc(n_pairs * sizeof(*ids) + 1);
-	uint32_t *tokens = malloc(n_pairs * 2 * sizeof(*tokens) + 1);
+	uint32_t *tokens = alloc_tokens(job);
 	const struct m2n_segment *segment;
-	size_t n;
+	uint32_t n = cell_tokens(job, (uint32_t)walk->batch->round, expert, source, owner,
+		n_owners, tokens);
 
-	if (!ids || !tokens)
-		abort();
-	for (uint32_t t = 0; t < n_tokens; t++)
-		job_ids(job, (uint32_t)walk->batch->round, job_first_token(job, source) + t,
-			ids + (size_t)t * job->top_k);
-	n = m2n__ref_rows(n_tokens, job->top_k, ids, (int32_t)expert, (uint32_t)source, owner,
-		n_owners, tokens, tokens + n_pairs);
 	if (n) {
 		expect(walk->segment < walk->batch->n_segments);
 		segment = &walk->batch->segments[walk->segment++];
@@ -100,28 +121,58 @@ static void check_segment(struct walk *walk, uint32_t expert, uint32_t local, in
 		expect_equal(segment->n_rows, n);
 		expect((segment->scales != NULL) == (job->scale_bytes != 0));
 		check_segment_rows(walk, segment, source, tokens, n);
-		walk->row += (uint32_t)n;
+		walk->row += n;
 	}
-	free(ids);
 	free(tokens);
 }
 
-static void check_compact(const struct job *job, const struct m2n_batch *batch)
+static void check_compact(const struct job_rank *jr, const struct m2n_batch *batch)
 {
+	const struct job *job = jr->job;
 	const uint8_t *rows = batch->rows;
 
-	if (job->placement != M2N_PLACEMENT_EXACT || job->dedup) {
+	if (jr->memory == M2N_MEMORY_HOST &&
+		(job->placement != M2N_PLACEMENT_EXACT || job->dedup)) {
 		expect(!batch->rows);
 		return;
 	}
-	for (uint32_t i = 0; i < batch->n_segments; i++)
+	for (uint32_t i = 0; i < batch->n_segments; i++) {
 		expect((const uint8_t *)batch->segments[i].rows ==
 			rows + batch->segments[i].first_row * job->row_bytes);
+		expect(jr->memory == M2N_MEMORY_HOST || !batch->segments[i].index);
+	}
+}
+
+uint32_t job_predict_segments(struct job_rank *jr, uint64_t round, struct m2n_segment *segments)
+{
+	static _Thread_local struct job_owners owners;
+	const struct job *job = jr->job;
+	uint32_t *tokens = alloc_tokens(job);
+	uint32_t local = 0, row = 0, n_segments = 0;
+
+	job_owners(job, job_map_of(job, (uint32_t)round), &owners);
+	for (uint32_t expert = 0; expert < job->n_experts; expert++) {
+		uint32_t n_owners, n;
+		int owner = owner_position(&owners, expert, jr->expert, &n_owners);
+
+		for (int source = 0; owner >= 0 && source < job->n_sources; source++) {
+			n = cell_tokens(job, (uint32_t)round, expert, source, (uint32_t)owner,
+				n_owners, tokens);
+			if (n)
+				segments[n_segments++] = (struct m2n_segment){
+					.expert = (int32_t)expert, .local_expert = local,
+					.source = (uint32_t)source, .first_row = row, .n_rows = n};
+			row += n;
+		}
+		local += owner >= 0;
+	}
+	free(tokens);
+	return n_segments;
 }
 
 void job_check_batch(struct job_rank *jr, const struct m2n_batch *batch)
 {
-	static struct job_owners owners;
+	static _Thread_local struct job_owners owners;
 	const struct job *job = jr->job;
 	struct walk walk = {jr, batch, 0, 0, malloc(job->row_bytes + job->scale_bytes)};
 	uint32_t local = 0;
@@ -145,7 +196,7 @@ void job_check_batch(struct job_rank *jr, const struct m2n_batch *batch)
 	expect_equal(batch->n_rows, walk.row);
 	for (int source = 0; source < job->n_sources; source++)
 		expect(!(batch->missing[source / 64] >> (source % 64) & 1));
-	check_compact(job, batch);
+	check_compact(jr, batch);
 	free(walk.sent);
 }
 

@@ -15,4 +15,8 @@ void job_check_out(struct job_rank *jr, struct job_flight *flight);
 void job_batch_row(const struct job *job, const struct m2n_segment *segment, uint32_t i,
 	const uint8_t **row, const uint8_t **scales);
 
+/* Where a batch from all sources must have its segments; without addresses. Their number. */
+uint32_t job_predict_segments(
+	struct job_rank *jr, uint64_t round, struct m2n_segment *segments);
+
 #endif

@@ -5,10 +5,12 @@
  */
 #include "helpers/job_run.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "helpers/job_check.h"
+#include "helpers/job_device.h"
 #include "helpers/leak.h"
 
 void job_channel_params(
@@ -40,7 +42,7 @@ void job_channel_params(
 
 int job_make_map(const struct job *job, enum job_map kind, struct m2n_map **map)
 {
-	static struct job_owners owners;
+	static _Thread_local struct job_owners owners;
 
 	*map = NULL;
 	if (kind == JOB_MAP_BLOCKS)
@@ -74,6 +76,8 @@ static int open_flight(struct job_rank *jr, struct job_flight *flight)
 	flight->residual = guard_alloc(n * (job->out_row_bytes + job->pad));
 	flight->out = guard_alloc(n * (job->out_row_bytes + job->pad));
 	flight->missing = guard_alloc(n);
+	if (jr->memory == M2N_MEMORY_CUDA)
+		return 0;
 	if (job->registered && n)
 		status = m2n_mem_register(jr->ctx, flight->rows,
 			n * (job_given_row_bytes(job) + job->pad), &flight->rows_mem);
@@ -107,6 +111,7 @@ int job_open(struct job_rank *jr, struct rank *rank, const struct job *job)
 	memset(jr, 0, sizeof(*jr));
 	jr->job = job;
 	jr->ctx = rank->ctx;
+	jr->memory = rank->memory;
 	jr->timeout_ns = M2N_TIMEOUT_DEFAULT;
 	job_channel_params(job, lists, &params);
 	jr->source = index_of(lists[0], job->n_sources, rank->rank);
@@ -114,6 +119,7 @@ int job_open(struct job_rank *jr, struct rank *rank, const struct job *job)
 	jr->n_tokens = jr->source >= 0 ? job_n_tokens(job, jr->source) : 0;
 	status = job_make_map(job, job->map, &map);
 	params.map = map;
+	params.memory = rank->memory;
 	if (!status)
 		status = m2n_channel_create(rank->group, &params, &jr->channel);
 	m2n_map_destroy(map);
@@ -121,11 +127,14 @@ int job_open(struct job_rank *jr, struct rank *rank, const struct job *job)
 		status = switch_map(jr);
 	for (uint32_t i = 0; !status && jr->source >= 0 && i < job->in_flight; i++)
 		status = open_flight(jr, &jr->flight[i]);
+	if (!status && jr->memory == M2N_MEMORY_CUDA)
+		job_device_open(jr);
 	return status;
 }
 
 void job_close(struct job_rank *jr)
 {
+	job_device_close(jr);
 	for (uint32_t i = 0; i < jr->job->in_flight; i++) {
 		struct job_flight *flight = &jr->flight[i];
 
@@ -170,6 +179,8 @@ int job_route(struct job_rank *jr, uint32_t round)
 	struct m2n_route_params params = M2N_ROUTE_PARAMS_INIT;
 
 	fill_flight(jr, flight, round);
+	if (jr->memory == M2N_MEMORY_CUDA)
+		return job_device_route(jr, flight);
 	params.n_tokens = jr->n_tokens;
 	params.expert_ids = flight->ids;
 	params.weights = jr->job->no_weights ? NULL : flight->weights;
@@ -194,7 +205,8 @@ int job_send(struct job_rank *jr, uint32_t round)
 	params.scale_stride = jr->job->pad ? jr->job->scale_bytes + jr->job->pad : 0;
 	params.timeout_ns = jr->timeout_ns;
 	params.round = &started;
-	sent = m2n_dispatch_send(jr->channel, &params);
+	sent = jr->memory == M2N_MEMORY_CUDA ? job_device_send(jr, flight, &params)
+					     : m2n_dispatch_send(jr->channel, &params);
 	if (sent >= 0)
 		expect_equal(started, round);
 	return sent ? sent : status;
@@ -205,6 +217,8 @@ int job_recv_batch(struct job_rank *jr, const struct m2n_batch **batch)
 	struct m2n_dispatch_recv_params params = M2N_DISPATCH_RECV_PARAMS_INIT;
 	int status;
 
+	if (jr->memory == M2N_MEMORY_CUDA)
+		return job_device_recv_batch(jr, batch);
 	params.timeout_ns = jr->timeout_ns;
 	status = m2n_dispatch_recv(jr->channel, &params, batch);
 	if (status >= 0 && !jr->tolerant)
@@ -212,18 +226,9 @@ int job_recv_batch(struct job_rank *jr, const struct m2n_batch **batch)
 	return status;
 }
 
-int job_answer(struct job_rank *jr, const struct m2n_batch *batch)
+void job_compute(
+	const struct job *job, const struct m2n_batch *batch, uint8_t *rows, size_t stride)
 {
-	struct m2n_combine_send_params params = M2N_COMBINE_SEND_PARAMS_INIT;
-	const struct job *job = jr->job;
-	size_t stride = job->out_row_bytes + job->pad;
-	uint8_t *rows = guard_alloc(batch->n_rows * stride);
-	struct m2n_mem *mem = NULL;
-	int status;
-
-	if (job->registered && batch->n_rows)
-		expect_ok(m2n_mem_register(jr->ctx, rows, batch->n_rows * stride, &mem));
-
 	for (uint32_t i = 0; i < batch->n_segments; i++) {
 		const struct m2n_segment *segment = &batch->segments[i];
 
@@ -235,6 +240,23 @@ int job_answer(struct job_rank *jr, const struct m2n_batch *batch)
 				rows + (segment->first_row + r) * stride);
 		}
 	}
+}
+
+int job_answer(struct job_rank *jr, const struct m2n_batch *batch)
+{
+	struct m2n_combine_send_params params = M2N_COMBINE_SEND_PARAMS_INIT;
+	const struct job *job = jr->job;
+	size_t stride = job->out_row_bytes + job->pad;
+	struct m2n_mem *mem = NULL;
+	uint8_t *rows;
+	int status;
+
+	if (jr->memory == M2N_MEMORY_CUDA)
+		return job_device_answer(jr, batch);
+	rows = guard_alloc(batch->n_rows * stride);
+	if (job->registered && batch->n_rows)
+		expect_ok(m2n_mem_register(jr->ctx, rows, batch->n_rows * stride, &mem));
+	job_compute(job, batch, rows, stride);
 	params.batch = batch;
 	params.rows = rows;
 	params.row_stride = job->pad ? stride : 0;
@@ -277,7 +299,8 @@ int job_combine(struct job_rank *jr, uint32_t round)
 	params.out_stride = job->pad ? job->out_row_bytes + job->pad : 0;
 	params.missing = flight->missing;
 	params.timeout_ns = jr->timeout_ns;
-	status = m2n_combine_recv(jr->channel, &params);
+	status = jr->memory == M2N_MEMORY_CUDA ? job_device_combine(jr, flight, &params)
+					       : m2n_combine_recv(jr->channel, &params);
 	if (status >= 0)
 		job_check_out(jr, flight);
 	return status;
@@ -368,6 +391,23 @@ void job_main(struct rank *rank)
 	job_close(&jr);
 }
 
+/* A job that channels in CUDA memory do not carry yet: refused, and the group is as before. */
+static void refused(struct rank *rank)
+{
+	struct job *job = rank->arg;
+	struct job_rank jr;
+
+	expect_status(-ENOTSUP, job_open(&jr, rank, job));
+	expect_text("EXACT");
+	expect(jr.channel == NULL);
+	rank_barrier(rank);
+	job_close(&jr);
+	job->placement = M2N_PLACEMENT_SLOT;
+	expect_ok(job_open(&jr, rank, job));
+	rank_barrier(rank);
+	job_close(&jr);
+}
+
 size_t job_shared_bytes(const struct job *job)
 {
 	return (size_t)job->n_rounds * job->n_tokens * job->out_row_bytes + 1;
@@ -380,6 +420,11 @@ int job_run(const struct job *job, const struct ranks_opts *opts, uint64_t *dige
 	void *outputs;
 	int result;
 
+	if (opts->memory == M2N_MEMORY_CUDA && job->placement == M2N_PLACEMENT_EXACT) {
+		if (digest)
+			*digest = 0;
+		return ranks_run(job_n_ranks(job), refused, &copy, opts);
+	}
 	with_shared.shared_bytes = job_shared_bytes(job);
 	outputs = calloc(1, with_shared.shared_bytes);
 	if (!outputs)

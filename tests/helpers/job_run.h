@@ -27,6 +27,8 @@ struct job_flight {
 	struct m2n_mem *rows_mem, *scales_mem; /* job->registered */
 };
 
+struct job_device;
+
 struct job_rank {
 	const struct job *job;
 	struct m2n_ctx *ctx;
@@ -41,6 +43,8 @@ struct job_rank {
 	struct job_flight flight[JOB_MAX_DEPTH];
 	const struct m2n_batch *held[JOB_MAX_DEPTH];
 	int64_t timeout_ns;
+	enum m2n_memory memory; /* the rank's */
+	struct job_device *device; /* CUDA memory: helpers/job_device.h */
 };
 
 /* Fills params and the lists that they point to. lists: [2][JOB_MAX_RANKS]. */
@@ -58,12 +62,19 @@ int job_answer(struct job_rank *jr, const struct m2n_batch *batch);
 int job_serve(struct job_rank *jr); /* the two above */
 int job_combine(struct job_rank *jr, uint32_t round);
 
+/* The experts' outputs of a batch in host memory. */
+void job_compute(
+	const struct job *job, const struct m2n_batch *batch, uint8_t *rows, size_t stride);
+
 /* All rounds of a rank, whatever its roles; every call must return 0. */
 void job_rounds(struct job_rank *jr);
 /* A rank function: arg is the struct job. Shared memory: outputs [n_rounds][n_tokens] rows. */
 void job_main(struct rank *rank);
 size_t job_shared_bytes(const struct job *job);
-/* Runs the job on `backend`; *digest (may be NULL): of all outputs. */
+/*
+ * Runs the job on the backend of opts; *digest (may be NULL): of all outputs. What channels in CUDA
+ * memory do not do yet must be refused there, in words; *digest is 0 then.
+ */
 int job_run(const struct job *job, const struct ranks_opts *opts, uint64_t *digest);
 
 #endif

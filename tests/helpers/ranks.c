@@ -22,6 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "helpers/device.h"
 #include "helpers/leak.h"
 
 #define DEADLINE_S 40
@@ -213,12 +214,15 @@ static void run_child(struct ranks *ranks, int n, rank_fn fn)
 		.backend = ranks->opts.backend,
 		.options = ranks->opts.options,
 		.secret = ranks->opts.secret,
+		.memory = ranks->opts.memory,
 		.check_leaks = !ranks->opts.no_leak_check,
 	};
 	struct leak_state before;
 
 	own_page = ranks->page;
 	own_rank = n;
+	if (ranks->opts.uses_device)
+		expect_ok(device_open());
 	leak_take(&before);
 	if (!ranks->opts.bare)
 		expect_ok(rank_open(&rank));

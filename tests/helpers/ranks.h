@@ -34,6 +34,7 @@ struct rank {
 	const char *backend;
 	const char *const *options;
 	const char *secret;
+	enum m2n_memory memory; /* where the rows of its channels lie */
 	int check_leaks;
 };
 typedef void (*rank_fn)(struct rank *rank);
@@ -42,6 +43,8 @@ struct ranks_opts {
 	const char *backend; /* NULL: "auto" */
 	const char *const *options; /* "NAME=value" texts ended by NULL, or NULL */
 	const char *secret;
+	enum m2n_memory memory; /* for struct rank */
+	int uses_device; /* opens the CUDA device first: what the driver keeps is no leak */
 	int bare; /* the rank function opens and joins by itself */
 	int no_leak_check;
 	int deadline_s; /* 0: 40 */

@@ -12,6 +12,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "kernel/gpu.h"
+
 extern char **environ;
 
 static const char *const plain_options[] = {"TIMEOUT=20s", NULL};
@@ -30,7 +32,7 @@ static void forget_options(void)
 		size_t n = strcspn(environ[i], "=");
 
 		if (strncmp(environ[i], "M2N_", 4) || !strncmp(environ[i], "M2N_DATA=", 9) ||
-			n >= sizeof(name)) {
+			!strncmp(environ[i], "M2N_DOUBLE_", 11) || n >= sizeof(name)) {
 			i++;
 			continue;
 		}
@@ -56,6 +58,21 @@ static void set_options(const char *text)
 	}
 }
 
+/* A channel needs the kernels too. */
+static void probe_device(struct rank *rank)
+{
+	struct m2n_mem *mem;
+	void *base;
+	int status = m2n_mem_alloc_on(rank->ctx, M2N_MEMORY_CUDA, 1, &mem, &base);
+
+	if (status == M2N_ERR_BACKEND)
+		rank_skip(m2n_error_text());
+	expect_ok(status);
+	m2n_mem_free(mem);
+	if (!m2n__gpu_image)
+		rank_skip("this build has no kernels for GPUs (nvcc)");
+}
+
 static void probe(struct rank *rank)
 {
 	struct m2n_ctx_params params = M2N_CTX_PARAMS_INIT;
@@ -67,7 +84,19 @@ static void probe(struct rank *rank)
 	if (status == M2N_ERR_BACKEND)
 		rank_skip(m2n_error_text());
 	expect_ok(status);
+	if (rank->memory == M2N_MEMORY_CUDA)
+		probe_device(rank);
 	m2n_ctx_close(rank->ctx);
+}
+
+static int is_usable(const struct conf *conf)
+{
+	struct ranks_opts opts = conf->opts;
+
+	opts.bare = 1;
+	opts.uses_device = 0; /* a reason is wanted, not a failure */
+	opts.no_leak_check = 1;
+	return ranks_run(1, probe, NULL, &opts);
 }
 
 static int run_case(const struct conf *conf, const struct conf_case *one, unsigned number)
@@ -86,6 +115,12 @@ static int run_case(const struct conf *conf, const struct conf_case *one, unsign
 	return result != 0 && result != RANKS_SKIP;
 }
 
+static int is_for(const struct conf *conf, const struct conf_case *one)
+{
+	return one->scope == ANY_MEMORY ||
+	       (one->scope == CUDA_MEMORY) == (conf->memory == M2N_MEMORY_CUDA);
+}
+
 static unsigned run_all(const struct conf *conf, const struct conf_case *const *lists,
 	const char *words, int count_only, int *failed)
 {
@@ -93,7 +128,7 @@ static unsigned run_all(const struct conf *conf, const struct conf_case *const *
 
 	for (size_t i = 0; lists[i]; i++) {
 		for (const struct conf_case *one = lists[i]; one->name; one++) {
-			if (words && !strstr(one->name, words))
+			if ((words && !strstr(one->name, words)) || !is_for(conf, one))
 				continue;
 			n++;
 			if (!count_only)
@@ -103,6 +138,29 @@ static unsigned run_all(const struct conf *conf, const struct conf_case *const *
 	return n;
 }
 
+/* "memory:backend", and what a run on it needs. */
+static void choose(struct conf *conf, const char *argument)
+{
+	int on_device = !strcmp(argument, "cuda_ipc") || !strcmp(argument, "nccl");
+
+	if (!strncmp(argument, "host:", 5) || !strncmp(argument, "cuda:", 5)) {
+		on_device = argument[0] == 'c';
+		argument += 5;
+	}
+	conf->backend = conf->opts.backend = argument;
+	conf->memory = conf->opts.memory = on_device ? M2N_MEMORY_CUDA : M2N_MEMORY_HOST;
+	conf->faulty = !strncmp(argument, "fault:", 6);
+	conf->messaging = conf->faulty || !strcmp(argument, "verbs") || !strcmp(argument, "ucx") ||
+			  !strcmp(argument, "nccl");
+	conf->opts.options = conf->faulty ? fault_options : plain_options;
+	if (!on_device && strcmp(argument, "cuda_ipc"))
+		return;
+	conf->opts.uses_device = 1;
+	setenv("M2N_CUDA_DEVICE", "0", 0);
+	/* Streams that share a hardware queue wait for each other; a rank has several. */
+	setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+}
+
 int suite_main(int argc, char **argv, const struct conf_case *const *lists)
 {
 	struct conf conf = {0};
@@ -110,20 +168,13 @@ int suite_main(int argc, char **argv, const struct conf_case *const *lists)
 	int usable;
 
 	if (argc < 2) {
-		fprintf(stderr, "usage: %s BACKEND [WORDS]\n", argv[0]);
+		fprintf(stderr, "usage: %s [MEMORY:]BACKEND [WORDS]\n", argv[0]);
 		return 2;
 	}
 	forget_options();
 	set_options(getenv("TESTS_OPTIONS"));
-	conf.backend = argv[1];
-	conf.faulty = !strncmp(argv[1], "fault:", 6);
-	conf.messaging =
-		conf.faulty || !strcmp(argv[1], "verbs") || !strcmp(argv[1], "ucx");
-	conf.opts.backend = argv[1];
-	conf.opts.options = conf.faulty ? fault_options : plain_options;
-	conf.opts.bare = 1;
-	usable = ranks_run(1, probe, NULL, &conf.opts);
-	conf.opts.bare = 0;
+	choose(&conf, argv[1]);
+	usable = is_usable(&conf);
 	if (usable == RANKS_SKIP) {
 		printf("1..0 # SKIP backend %s cannot be used here\n", conf.backend);
 		return RANKS_SKIP;
