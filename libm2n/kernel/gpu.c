@@ -10,7 +10,6 @@
 #define PIECE_BYTES 2048u /* of a row that a warp moves at once */
 #define SPAN_BYTES 1024u  /* of a row that a warp sums at once */
 #define BLOCK_THREADS 256u
-#define BLOCKS_A_PROCESSOR 4u
 #define PAIRS_A_THREAD 32u /* PLAN */
 #define GROUP 2u           /* instances of a block, PLAN */
 #define OUTLET_BYTES 32u   /* DISPATCH: of a rank, in shared memory */
@@ -26,6 +25,9 @@ const char *const m2n__gpu_kernel_names[] = {
 	[M2N__GPU_AWAIT_REPLIES] = "m2n_await_replies",
 	[M2N__GPU_COMBINE] = "m2n_combine",
 	[M2N__GPU_DOT] = "m2n_dot",
+	[M2N__GPU_DISPATCH_CAST] = "m2n_dispatch_cast",
+	[M2N__GPU_DISPATCH_WEIGHTED] = "m2n_dispatch_weighted",
+	[M2N__GPU_REDUCE] = "m2n_reduce",
 	[M2N__GPU_N_KERNELS] = NULL,
 };
 
@@ -40,13 +42,28 @@ static unsigned threads_for(uint64_t n, unsigned most)
 	return clamp((n + WARP - 1) / WARP * WARP, WARP, most);
 }
 
+/* Blocks that a multiprocessor has registers for at once. */
+static unsigned resident(enum m2n__gpu_kernel kernel)
+{
+	switch (kernel) {
+	case M2N__GPU_COMBINE:
+		return 2;
+	case M2N__GPU_DISPATCH_CAST:
+		return 4;
+	case M2N__GPU_DOT:
+		return 8;
+	default:
+		return 3;
+	}
+}
+
 /* Blocks for pieces that a warp each takes. */
-static unsigned blocks_for(uint64_t n_pieces, int n_multiprocessors)
+static unsigned blocks_for(enum m2n__gpu_kernel kernel, uint64_t n_pieces, int n_multiprocessors)
 {
 	uint64_t blocks = (n_pieces + BLOCK_THREADS / WARP - 1) / (BLOCK_THREADS / WARP);
 
 	return clamp(blocks, 1,
-		n_multiprocessors > 0 ? (unsigned)n_multiprocessors * BLOCKS_A_PROCESSOR : 1);
+		n_multiprocessors > 0 ? (unsigned)n_multiprocessors * resident(kernel) : 1);
 }
 
 static uint64_t pieces(uint64_t bytes, uint64_t piece)
@@ -59,17 +76,38 @@ static void row_geometry(enum m2n__gpu_kernel kernel, const struct m2n__gpu_shap
 {
 	uint64_t each;
 
-	if (kernel == M2N__GPU_DISPATCH && shape->cast)
+	switch (kernel) {
+	case M2N__GPU_DISPATCH_CAST:
 		each = pieces(2 * shape->row_bytes, PIECE_BYTES);
-	else if (kernel == M2N__GPU_DISPATCH || kernel == M2N__GPU_UNPACK)
+		break;
+	case M2N__GPU_DISPATCH:
+	case M2N__GPU_DISPATCH_WEIGHTED:
+	case M2N__GPU_UNPACK:
 		each = pieces(shape->row_bytes, PIECE_BYTES);
-	else if (kernel == M2N__GPU_REPLY && !shape->reduce_at_expert)
+		break;
+	case M2N__GPU_REPLY:
 		each = pieces(shape->out_row_bytes, PIECE_BYTES);
-	else if (kernel == M2N__GPU_DOT)
+		break;
+	case M2N__GPU_DOT:
 		each = (shape->top_k + 1) / 2; /* two pairs a warp */
-	else
+		break;
+	default:
 		each = pieces(shape->out_row_bytes, SPAN_BYTES);
-	*n_blocks = blocks_for(n * each, n_multiprocessors);
+		break;
+	}
+	*n_blocks = blocks_for(kernel, n * each, n_multiprocessors);
+}
+
+enum m2n__gpu_kernel m2n__gpu_dispatch_kernel(const struct m2n__gpu_dispatch_args *args)
+{
+	if (args->shape.cast)
+		return M2N__GPU_DISPATCH_CAST;
+	return args->row_weights ? M2N__GPU_DISPATCH_WEIGHTED : M2N__GPU_DISPATCH;
+}
+
+enum m2n__gpu_kernel m2n__gpu_reply_kernel(const struct m2n__gpu_reply_args *args)
+{
+	return args->shape.reduce_at_expert ? M2N__GPU_REDUCE : M2N__GPU_REPLY;
 }
 
 void m2n__gpu_geometry(enum m2n__gpu_kernel kernel, const struct m2n__gpu_shape *shape, uint32_t n,
@@ -101,9 +139,10 @@ void m2n__gpu_geometry(enum m2n__gpu_kernel kernel, const struct m2n__gpu_shape 
 		break;
 	default:
 		row_geometry(kernel, shape, n, n_multiprocessors, n_blocks);
-		if (kernel == M2N__GPU_DISPATCH)
+		if (kernel == M2N__GPU_DISPATCH || kernel == M2N__GPU_DISPATCH_CAST ||
+			kernel == M2N__GPU_DISPATCH_WEIGHTED)
 			*shared = (size_t)shape->n_ranks * OUTLET_BYTES;
-		if (kernel == M2N__GPU_REPLY)
+		if (kernel == M2N__GPU_REPLY || kernel == M2N__GPU_REDUCE)
 			*shared = (size_t)shape->n_sources * RETURN_BYTES + 16;
 		break;
 	}

@@ -48,6 +48,10 @@ enum m2n__gpu_kernel {
 	M2N__GPU_AWAIT_REPLIES,  /* struct m2n__gpu_combine_args; one block */
 	M2N__GPU_COMBINE,        /* struct m2n__gpu_combine_args */
 	M2N__GPU_DOT,            /* struct m2n__gpu_dot_args */
+	/* In place of DISPATCH with a cast, or with row_weights; of REPLY with reduce_at_expert. */
+	M2N__GPU_DISPATCH_CAST,
+	M2N__GPU_DISPATCH_WEIGHTED,
+	M2N__GPU_REDUCE,
 	M2N__GPU_N_KERNELS
 };
 extern const char *const m2n__gpu_kernel_names[]; /* ended by NULL */
@@ -55,6 +59,11 @@ extern const char *const m2n__gpu_kernel_names[]; /* ended by NULL */
 extern const void *const m2n__gpu_image;
 
 struct m2n__gpu_shape;
+struct m2n__gpu_dispatch_args;
+struct m2n__gpu_reply_args;
+/* Which of the kernels for a job these arguments are for. */
+enum m2n__gpu_kernel m2n__gpu_dispatch_kernel(const struct m2n__gpu_dispatch_args *args);
+enum m2n__gpu_kernel m2n__gpu_reply_kernel(const struct m2n__gpu_reply_args *args);
 /*
  * A grid for a kernel with n tokens (PLAN_RANKS, PLAN, DISPATCH, COMBINE, DOT) or rows (UNPACK,
  * REPLY) at most: blocks, threads of each, bytes of dynamic shared memory. Any other grid of whole

@@ -21,7 +21,7 @@
 #define __global__
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 #define __grid_constant__
 #define DEVICE static inline __attribute__((unused))
 #define ALL_LANES 0xffffffffu

@@ -35,5 +35,8 @@ extern "C" const struct m2n_double_kernel m2n_double_kernels[] = {
 	ENTRY(m2n_await_replies, m2n__gpu_combine_args),
 	ENTRY(m2n_combine, m2n__gpu_combine_args),
 	ENTRY(m2n_dot, m2n__gpu_dot_args),
+	ENTRY(m2n_dispatch_cast, m2n__gpu_dispatch_args),
+	ENTRY(m2n_dispatch_weighted, m2n__gpu_dispatch_args),
+	ENTRY(m2n_reduce, m2n__gpu_reply_args),
 	{NULL, 0, NULL},
 };

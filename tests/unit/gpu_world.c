@@ -493,7 +493,7 @@ void world_dispatch(struct world *w)
 		uint64_t round = source->rounds->send;
 		uint32_t slot = (uint32_t)(round % w->c.depth);
 
-		device_run(M2N__GPU_DISPATCH, &args.shape, w->c.max_tokens, &args);
+		device_run(m2n__gpu_dispatch_kernel(&args), &args.shape, w->c.max_tokens, &args);
 		assert_true(source->rounds->send == round + 1);
 		for (uint32_t j = 0; w->c.is_messaging && j < w->c.n_ranks; j++) {
 			const struct m2n__gpu_post *post = &source->posts[j * w->c.depth + slot];
@@ -524,7 +524,7 @@ void world_reply(struct world *w)
 		uint64_t round = *(uint64_t *)(uintptr_t)rank->batch.round;
 		uint32_t slot = (uint32_t)(round % w->c.depth);
 
-		device_run(M2N__GPU_REPLY, &args.shape, w->c.max_tokens, &args);
+		device_run(m2n__gpu_reply_kernel(&args), &args.shape, w->c.max_tokens, &args);
 		for (uint32_t s = 0; w->c.is_messaging && s < w->c.n_sources; s++) {
 			const struct m2n__gpu_post *post = &rank->posts[s * w->c.depth + slot];
 

@@ -149,37 +149,49 @@ DEVICE void find_goals(const struct m2n__gpu_dispatch_args *args, const struct o
 			find_goal(args, outlets, w->row, half * WARP + lane(), w->chunk == 0);
 }
 
-DEVICE void send_scales(
-	const struct m2n__gpu_dispatch_args *args, const struct walk *w, uint64_t scales)
+/* The caller's scales of a token, with the first piece of its row. */
+DEVICE void send_scales(const struct m2n__gpu_dispatch_args *args, const struct walk *w,
+	const struct goal *goals)
 {
-	if (args->scales && args->shape.scale_bytes && w->chunk == 0)
+	if (!args->scales || !args->shape.scale_bytes || w->chunk)
+		return;
+	for_each_goal(goals, args->shape.top_k, [&](uint64_t, uint64_t scales, uint32_t) {
 		copy_small(scales, args->scales + w->row * args->scale_stride,
 			args->shape.scale_bytes);
+	});
 }
 
-/* Rows as they are. */
-template <int ALIGNED>
-DEVICE void send_plain(const struct m2n__gpu_dispatch_args *args, const struct outlet *outlets,
+/* ---- rows as they are ---------------------------------------------------------------------- */
+
+DEVICE void send_aligned(const struct m2n__gpu_dispatch_args *args, const struct outlet *outlets,
 	const struct walk *w)
 {
 	struct span span = span_of<MOVE_VECTORS>(w->chunk, args->shape.row_bytes);
 	struct goal goals[PAIRS_A_LANE];
 	struct vectors<MOVE_VECTORS> l;
 
-	row_load<ALIGNED>(&l, args->rows + w->row * args->row_stride, &span);
+	row_load<1>(&l, args->rows + w->row * args->row_stride, &span);
 	find_goals(args, outlets, w, goals);
-	for_each_goal(goals, args->shape.top_k, [&](uint64_t to, uint64_t scales, uint32_t) {
-		row_store<ALIGNED>(&l, to, &span);
-		send_scales(args, w, scales);
-	});
+	for_each_goal(goals, args->shape.top_k,
+		[&](uint64_t to, uint64_t, uint32_t) { row_store<1>(&l, to, &span); });
+	send_scales(args, w, goals);
 }
 
-/* Rows of any alignment, out of the way of those that are aligned. */
-static __device__ __noinline__ void send_any(const struct m2n__gpu_dispatch_args *args,
-	const struct outlet *outlets, struct walk w)
+/* Rows of any alignment. Those of a token's copies differ: it is read for each, near by. */
+DEVICE void send_any(const struct m2n__gpu_dispatch_args *args, const struct outlet *outlets,
+	const struct walk *w)
 {
-	send_plain<0>(args, outlets, &w);
+	struct goal goals[PAIRS_A_LANE];
+
+	find_goals(args, outlets, w, goals);
+	for_each_goal(goals, args->shape.top_k, [&](uint64_t to, uint64_t, uint32_t) {
+		row_move_any(to, args->rows + w->row * args->row_stride, w->chunk,
+			args->shape.row_bytes);
+	});
+	send_scales(args, w, goals);
 }
+
+/* ---- rows times weights -------------------------------------------------------------------- */
 
 template <int DTYPE> DEVICE uint4 scale_values(uint4 v, float weight)
 {
@@ -202,26 +214,26 @@ DEVICE uint4 weigh(uint32_t dtype, uint4 v, float weight)
 }
 
 /* Each pair's row times its weight. */
-static __device__ __noinline__ void send_weighted(const struct m2n__gpu_dispatch_args *args,
-	const struct outlet *outlets, struct walk w)
+DEVICE void send_weighted(const struct m2n__gpu_dispatch_args *args,
+	const struct outlet *outlets, const struct walk *w)
 {
-	const float *weights = at<float>(args->row_weights, w.row * (uint64_t)args->shape.top_k);
-	struct span span = span_of<MOVE_VECTORS>(w.chunk, args->shape.row_bytes);
+	const float *weights = at<float>(args->row_weights, w->row * (uint64_t)args->shape.top_k);
+	struct span span = span_of<MOVE_VECTORS>(w->chunk, args->shape.row_bytes);
 	struct goal goals[PAIRS_A_LANE];
 	struct vectors<MOVE_VECTORS> l;
 
 	row_clear(&l);
-	row_load<0>(&l, args->rows + w.row * args->row_stride, &span);
-	find_goals(args, outlets, &w, goals);
-	for_each_goal(goals, args->shape.top_k, [&](uint64_t to, uint64_t scales, uint32_t k) {
+	row_load<0>(&l, args->rows + w->row * args->row_stride, &span);
+	find_goals(args, outlets, w, goals);
+	for_each_goal(goals, args->shape.top_k, [&](uint64_t to, uint64_t, uint32_t k) {
 		struct vectors<MOVE_VECTORS> weighted;
 
 #pragma unroll
 		for (uint32_t i = 0; i < MOVE_VECTORS; i++)
 			weighted.v[i] = weigh(args->shape.dtype, l.v[i], weights[k]);
 		row_store<0>(&weighted, to, &span);
-		send_scales(args, &w, scales);
 	});
+	send_scales(args, w, goals);
 }
 
 /* ---- bf16 -> fp8 --------------------------------------------------------------------------- */
@@ -288,12 +300,12 @@ DEVICE void load_values(const uint8_t *row, uint64_t from, uint64_t n_values, ui
 		*b = load_part<0>(row + 2 * (from + 8), 2 * (n_values - from - 8));
 }
 
-static __device__ __noinline__ void send_cast(const struct m2n__gpu_dispatch_args *args,
-	const struct outlet *outlets, struct walk w)
+DEVICE void send_cast(const struct m2n__gpu_dispatch_args *args, const struct outlet *outlets,
+	const struct walk *w)
 {
-	const uint8_t *row = at<uint8_t>(args->rows) + w.row * args->row_stride;
+	const uint8_t *row = at<uint8_t>(args->rows) + w->row * args->row_stride;
 	uint64_t n_values = args->shape.row_bytes;
-	uint64_t from = w.chunk * (uint64_t)CAST_PIECE + lane() * CAST_VALUES;
+	uint64_t from = w->chunk * (uint64_t)CAST_PIECE + lane() * CAST_VALUES;
 	struct goal goals[PAIRS_A_LANE];
 	uint4 v[CAST_STEPS][2];
 	struct cast c[CAST_STEPS];
@@ -301,7 +313,7 @@ static __device__ __noinline__ void send_cast(const struct m2n__gpu_dispatch_arg
 #pragma unroll
 	for (uint32_t i = 0; i < CAST_STEPS; i++)
 		load_values(row, from + i * WARP * CAST_VALUES, n_values, &v[i][0], &v[i][1]);
-	find_goals(args, outlets, &w, goals);
+	find_goals(args, outlets, w, goals);
 #pragma unroll
 	for (uint32_t i = 0; i < CAST_STEPS; i++)
 		c[i] = cast_values(v[i][0], v[i][1]);
@@ -335,25 +347,37 @@ DEVICE void send_counts(const struct m2n__gpu_dispatch_args *args, const struct 
 	}
 }
 
+/* Calls send() for the pieces of all tokens. */
+template <typename SEND>
+DEVICE void for_each_piece(
+	const struct m2n__gpu_dispatch_args *args, uint32_t n_of_row, SEND send)
+{
+	struct walk w = walk_start(*at<uint32_t>(args->plan.n_tokens), n_of_row);
+
+	for (; walk_goes(&w); walk_on(&w))
+		send(&w);
+}
+
+enum how { AS_THEY_ARE, CAST, WEIGHTED };
+
+template <int HOW>
 DEVICE void send_rows(const struct m2n__gpu_dispatch_args *args, const struct outlet *outlets)
 {
-	uint32_t n_tokens = *at<uint32_t>(args->plan.n_tokens);
 	uint64_t bytes = args->shape.row_bytes;
-	int aligned = !((args->rows | args->row_stride | bytes) & 15);
-	struct walk w = walk_start(n_tokens,
-		args->shape.cast ? (uint32_t)((bytes + CAST_PIECE - 1) / CAST_PIECE)
-				 : n_pieces<MOVE_VECTORS>(bytes));
+	uint32_t n = n_pieces<MOVE_VECTORS>(bytes);
 
-	for (; walk_goes(&w); walk_on(&w)) {
-		if (args->shape.cast)
-			send_cast(args, outlets, w);
-		else if (args->row_weights)
-			send_weighted(args, outlets, w);
-		else if (aligned)
-			send_plain<1>(args, outlets, &w);
-		else
-			send_any(args, outlets, w);
-	}
+	if (HOW == CAST)
+		for_each_piece(args, (uint32_t)((bytes + CAST_PIECE - 1) / CAST_PIECE),
+			[&](const struct walk *w) { send_cast(args, outlets, w); });
+	else if (HOW == WEIGHTED)
+		for_each_piece(args, n,
+			[&](const struct walk *w) { send_weighted(args, outlets, w); });
+	else if (!((args->rows | args->row_stride | bytes) & 15))
+		for_each_piece(args, n,
+			[&](const struct walk *w) { send_aligned(args, outlets, w); });
+	else
+		for_each_piece(args, n,
+			[&](const struct walk *w) { send_any(args, outlets, w); });
 }
 
 /* A rank's head and its signal. */
@@ -422,22 +446,39 @@ static __device__ void signal_all(const struct m2n__gpu_dispatch_args *args, uin
 		tell(args->report, round, M2N_PARTIAL, n_lost, lost);
 }
 
-extern "C" __global__ void __launch_bounds__(256) m2n_dispatch(
-	const __grid_constant__ struct m2n__gpu_dispatch_args args)
+template <int HOW> DEVICE void dispatch(const struct m2n__gpu_dispatch_args *args)
 {
 	struct outlet *outlets = (struct outlet *)shared_room();
-	struct m2n__gpu_rounds *rounds = at<struct m2n__gpu_rounds>(args.rounds);
+	struct m2n__gpu_rounds *rounds = at<struct m2n__gpu_rounds>(args->rounds);
 	uint64_t round = rounds->send;
 
-	make_outlets(&args, round, outlets);
+	make_outlets(args, round, outlets);
 	block_sync();
-	send_counts(&args, outlets);
-	send_rows(&args, outlets);
+	send_counts(args, outlets);
+	send_rows<HOW>(args, outlets);
 	if (!is_last_block(&rounds->ticket[M2N__GPU_DISPATCH]))
 		return;
-	signal_all(&args, round);
+	signal_all(args, round);
 	if (threadIdx.x == 0)
 		rounds->send = round + 1;
+}
+
+extern "C" __global__ void __launch_bounds__(256, 3) m2n_dispatch(
+	const __grid_constant__ struct m2n__gpu_dispatch_args args)
+{
+	dispatch<AS_THEY_ARE>(&args);
+}
+
+extern "C" __global__ void __launch_bounds__(256) m2n_dispatch_cast(
+	const __grid_constant__ struct m2n__gpu_dispatch_args args)
+{
+	dispatch<CAST>(&args);
+}
+
+extern "C" __global__ void __launch_bounds__(256) m2n_dispatch_weighted(
+	const __grid_constant__ struct m2n__gpu_dispatch_args args)
+{
+	dispatch<WEIGHTED>(&args);
 }
 
 #endif

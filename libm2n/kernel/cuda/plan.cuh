@@ -362,6 +362,7 @@ DEVICE void place_group(const struct m2n__gpu_plan_args *args, const struct shar
 		}
 		block_sync();
 	}
+#pragma unroll
 	for (uint32_t g = 0; g < GROUP; g++)
 		if (threadIdx.x == g && first + g < args->map.n_instances)
 			*at<uint32_t>(args->plan.count, first + g) = base[g];

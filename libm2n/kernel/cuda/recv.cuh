@@ -298,7 +298,7 @@ DEVICE void unpack_piece(const struct m2n__gpu_recv_args *args, const struct wal
 			payload + l.scales + row * scale_bytes, scale_bytes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) m2n_unpack(
+extern "C" __global__ void __launch_bounds__(256, 3) m2n_unpack(
 	const __grid_constant__ struct m2n__gpu_recv_args args)
 {
 	uint64_t bytes = args.shape.row_bytes, round = *at<uint64_t>(args.batch.round);

@@ -257,18 +257,29 @@ static __device__ void signal_sources(const struct m2n__gpu_reply_args *args, ui
 	}
 }
 
-extern "C" __global__ void __launch_bounds__(256) m2n_reply(
+template <int REDUCES> DEVICE void reply(const struct m2n__gpu_reply_args *args)
+{
+	struct return_table returns = make_returns(args);
+	struct m2n__gpu_rounds *rounds = at<struct m2n__gpu_rounds>(args->rounds);
+
+	if (REDUCES)
+		reduce_rows(args, &returns);
+	else
+		return_rows(args, &returns);
+	if (is_last_block(&rounds->ticket[M2N__GPU_REPLY]))
+		signal_sources(args, *at<uint64_t>(args->batch.round));
+}
+
+extern "C" __global__ void __launch_bounds__(256, 3) m2n_reply(
 	const __grid_constant__ struct m2n__gpu_reply_args args)
 {
-	struct return_table returns = make_returns(&args);
-	struct m2n__gpu_rounds *rounds = at<struct m2n__gpu_rounds>(args.rounds);
+	reply<0>(&args);
+}
 
-	if (args.shape.reduce_at_expert)
-		reduce_rows(&args, &returns);
-	else
-		return_rows(&args, &returns);
-	if (is_last_block(&rounds->ticket[M2N__GPU_REPLY]))
-		signal_sources(&args, *at<uint64_t>(args.batch.round));
+extern "C" __global__ void __launch_bounds__(256) m2n_reduce(
+	const __grid_constant__ struct m2n__gpu_reply_args args)
+{
+	reply<1>(&args);
 }
 
 #endif
