@@ -92,6 +92,12 @@ static void be_all_ranks(struct perf_job *job)
 	pthread_t *threads = calloc(n, sizeof(*threads));
 	int status = ranks != NULL && threads != NULL ? 0 : ENOMEM;
 
+	/*
+	 * Ranks that share a GPU wait for each other there: each needs a hardware queue of its own,
+	 * and no kernel may still have to be loaded when another rank's already waits.
+	 */
+	setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+	setenv("CUDA_MODULE_LOADING", "EAGER", 0);
 	for (uint32_t i = 0; status == 0 && i < n; i++) {
 		ranks[i] = (struct thread_rank){job, (int)i};
 		status = pthread_create(&threads[i], NULL, rank_main, &ranks[i]);
