@@ -10,12 +10,12 @@
 #include "mem/cuda.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "mem/cuda_shared.h"
 #include "util/error.h"
 
 #define DMA_BUF_ORDERED 100 /* CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER */
@@ -23,8 +23,6 @@
 /* Without nvcc there is no image, but a driver may have kernels all the same: the tests' stand-in
  * does. Others get a module without any. */
 static const char no_image[] = ".version 7.0\n.target sm_80\n.address_size 64\n";
-
-static pthread_mutex_t load_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int status_of(m2n__cu_result result)
 {
@@ -143,14 +141,19 @@ static int open_context(struct m2n__cuda *cuda)
 
 	if (result)
 		return m2n__cuda_error(cuda, result, "cuDevicePrimaryCtxRetain");
-	ret = m2n__cuda_enter(cuda);
+	ret = m2n__cuda_share(cuda);
 	if (ret)
 		goto release;
+	ret = m2n__cuda_enter(cuda);
+	if (ret)
+		goto unshare;
 	result = driver->stream_create(&cuda->stream, M2N__CU_STREAM_NON_BLOCKING);
 	m2n__cuda_leave(cuda);
 	if (!result)
 		return 0;
 	ret = m2n__cuda_error(cuda, result, "cuStreamCreate");
+unshare:
+	m2n__cuda_unshare(cuda);
 release:
 	driver->primary_release(cuda->device);
 	return ret;
@@ -184,14 +187,18 @@ int m2n__cuda_open(int ordinal, struct m2n__cuda **out)
 
 void m2n__cuda_close(struct m2n__cuda *cuda)
 {
+	int mode = M2N__CU_CAPTURE_MODE_RELAXED, entered;
+
 	if (!cuda)
 		return;
-	if (!m2n__cuda_enter(cuda)) {
-		if (cuda->module)
-			cuda->driver->module_unload(cuda->module);
+	entered = !m2n__cuda_enter(cuda);
+	if (entered)
 		cuda->driver->stream_destroy(cuda->stream);
+	cuda->driver->capture_mode(&mode);
+	m2n__cuda_unshare(cuda);
+	cuda->driver->capture_mode(&mode);
+	if (entered)
 		m2n__cuda_leave(cuda);
-	}
 	cuda->driver->primary_release(cuda->device);
 	free(cuda);
 }
@@ -246,12 +253,9 @@ int m2n__cuda_load(struct m2n__cuda *cuda, const void *image, const char *const 
 
 	if (ret)
 		return ret;
-	pthread_mutex_lock(&load_lock);
 	cuda->driver->capture_mode(&mode);
-	if (!cuda->module)
-		ret = load(cuda, image, names);
+	ret = m2n__cuda_shared_load(cuda, image, names, load);
 	cuda->driver->capture_mode(&mode);
-	pthread_mutex_unlock(&load_lock);
 	m2n__cuda_leave(cuda);
 	return ret;
 }

@@ -20,6 +20,8 @@
 #define M2N__CUDA_MIN_DRIVER 12000 /* 12.0, as cuDriverGetVersion() tells it */
 #define M2N__CUDA_MAX_KERNELS 32
 
+struct m2n__cuda_shared;
+
 struct m2n__cuda {
 	const struct m2n__cuda_driver *driver; /* of the process; never unloaded */
 	int ordinal;
@@ -37,6 +39,7 @@ struct m2n__cuda {
 	m2n__cu_module module; /* NULL until m2n__cuda_load() */
 	m2n__cu_function kernels[M2N__CUDA_MAX_KERNELS];
 	m2n__cu_stream stream; /* non-blocking, for control data */
+	struct m2n__cuda_shared *shared; /* with others in this process */
 };
 
 /*
@@ -51,7 +54,8 @@ int m2n__cuda_current(void);
  * (device without unified addressing, driver as above); -ENOMEM.
  */
 int m2n__cuda_open(int ordinal, struct m2n__cuda **cuda);
-void m2n__cuda_close(struct m2n__cuda *cuda); /* NULL is allowed */
+/* NULL is allowed. Waits for the device only when nobody else in the process has it open. */
+void m2n__cuda_close(struct m2n__cuda *cuda);
 
 /*
  * Loads an image (fatbin, NULL-terminated names) and looks up its kernels. 0; M2N_ERR_BACKEND
@@ -81,8 +85,9 @@ int m2n__cuda_launch(const struct m2n__cuda *cuda, unsigned kernel, unsigned n_b
 
 /*
  * Device memory, zeroed before the call returns; can be passed to other processes, so it has whole
- * blocks of 2 MiB to itself. -ENOMEM with size, free and total; -EINVAL for 0. m2n__mem_free()
- * waits, as the driver does, for all that the device was told to do.
+ * blocks of 2 MiB to itself. -ENOMEM with size, free and total; -EINVAL for 0. When others in the
+ * process have the device open m2n__mem_free() does not wait for the device, and what it gets may
+ * be handed out again: no kernel may use it any more.
  */
 int m2n__mem_alloc_cuda(struct m2n__cuda *cuda, size_t bytes, struct m2n__mem **mem);
 /*
@@ -90,7 +95,8 @@ int m2n__mem_alloc_cuda(struct m2n__cuda *cuda, size_t bytes, struct m2n__mem **
  * freed: the text says which), or the range leaves its allocation.
  */
 int m2n__mem_wrap_cuda(struct m2n__cuda *cuda, void *base, size_t bytes, struct m2n__mem **mem);
-/* Pinned host memory, zeroed, at the same address on the device. -ENOMEM; -EINVAL for 0. */
+/* Pinned host memory, zeroed, at the same address on the device. -ENOMEM; -EINVAL for 0. Given
+ * back as device memory is. */
 int m2n__cuda_pinned_alloc(struct m2n__cuda *cuda, size_t bytes, void **at);
 void m2n__cuda_pinned_free(struct m2n__cuda *cuda, void *at); /* NULL is allowed */
 

@@ -171,6 +171,8 @@ enum {
 	X(pointer_attribute, "cuPointerGetAttribute", (void *value, int attribute, m2n__cu_ptr at)) \
 	X(pointer_set_attribute, "cuPointerSetAttribute", (const void *value, int attribute, m2n__cu_ptr at)) \
 	X(stream_create, "cuStreamCreate", (m2n__cu_stream *stream, unsigned flags)) \
+	X(stream_create_priority, "cuStreamCreateWithPriority", (m2n__cu_stream *stream, unsigned flags, int priority)) \
+	X(stream_priorities, "cuCtxGetStreamPriorityRange", (int *least, int *greatest)) \
 	X(stream_destroy, "cuStreamDestroy_v2", (m2n__cu_stream stream)) \
 	X(stream_query, "cuStreamQuery", (m2n__cu_stream stream)) \
 	X(stream_synchronize, "cuStreamSynchronize", (m2n__cu_stream stream)) \

@@ -16,9 +16,11 @@
 #include <unistd.h>
 
 #include "mem/cuda_memory.h"
+#include "mem/cuda_shared.h"
 #include "util/error.h"
 
 #define BLOCK_BYTES ((size_t)2 << 20)
+#define PINNED_BYTES ((size_t)4096)
 #define WRAPPED_PAGE_BYTES 4096
 
 /* Enters, in the relaxed mode; end() goes back. */
@@ -64,18 +66,18 @@ static int zero(const struct m2n__cuda *cuda, m2n__cu_ptr at, size_t bytes)
 	return result ? m2n__cuda_error(cuda, result, "zeroing %zu bytes", bytes) : 0;
 }
 
-static int alloc_zeroed(const struct m2n__cuda *cuda, size_t bytes, m2n__cu_ptr *at)
+static int alloc_zeroed(struct m2n__cuda *cuda, size_t bytes, void **at)
 {
-	m2n__cu_result result = cuda->driver->mem_alloc(at, bytes);
+	m2n__cu_result result = m2n__cuda_block_get(cuda, M2N__BLOCK_DEVICE, bytes, at);
 	int ret;
 
 	if (result == M2N__CU_OUT_OF_MEMORY)
 		return no_memory(cuda, bytes);
 	if (result)
 		return m2n__cuda_error(cuda, result, "cuMemAlloc of %zu bytes", bytes);
-	ret = zero(cuda, *at, bytes);
+	ret = zero(cuda, ptr(*at), bytes);
 	if (ret)
-		cuda->driver->mem_free(*at);
+		m2n__cuda_block_put(cuda, M2N__BLOCK_DEVICE, *at);
 	return ret;
 }
 
@@ -83,7 +85,7 @@ int m2n__mem_alloc_cuda(struct m2n__cuda *cuda, size_t bytes, struct m2n__mem **
 {
 	size_t all = (bytes + BLOCK_BYTES - 1) / BLOCK_BYTES * BLOCK_BYTES;
 	struct m2n__mem *mem;
-	m2n__cu_ptr at;
+	void *at = NULL;
 	int mode, ret;
 
 	if (!bytes)
@@ -105,7 +107,7 @@ int m2n__mem_alloc_cuda(struct m2n__cuda *cuda, size_t bytes, struct m2n__mem **
 	}
 	*mem = (struct m2n__mem){
 		.kind = M2N__MEM_CUDA,
-		.base = (void *)(uintptr_t)at,
+		.base = at,
 		.bytes = all,
 		.committed = all,
 		.page_bytes = BLOCK_BYTES,
@@ -123,7 +125,7 @@ void m2n__mem_release_cuda(struct m2n__mem *mem)
 
 	if (!mem->is_ours || begin(mem->cuda, &mode))
 		return;
-	mem->cuda->driver->mem_free(ptr(mem->base));
+	m2n__cuda_block_put(mem->cuda, M2N__BLOCK_DEVICE, mem->base);
 	end(mem->cuda, &mode);
 }
 
@@ -133,13 +135,16 @@ int m2n__cuda_pinned_alloc(struct m2n__cuda *cuda, size_t bytes, void **out)
 	m2n__cu_result result;
 	void *at = NULL;
 	int mode, ret;
+	size_t all;
 
 	if (!bytes)
 		return m2n__error(-EINVAL, "pinned memory of 0 bytes");
 	ret = begin(cuda, &mode);
 	if (ret)
 		return ret;
-	result = cuda->driver->host_alloc(&at, bytes, M2N__CU_HOST_PORTABLE | M2N__CU_HOST_MAPPED);
+	all = (bytes + PINNED_BYTES - 1) / PINNED_BYTES * PINNED_BYTES;
+	result = all < bytes ? M2N__CU_OUT_OF_MEMORY :
+		m2n__cuda_block_get(cuda, M2N__BLOCK_PINNED, all, &at);
 	if (result == M2N__CU_OUT_OF_MEMORY)
 		ret = m2n__error(-ENOMEM, "no memory for %zu pinned bytes: the driver cannot lock "
 			"them; see the limit on memory of this process's control group", bytes);
@@ -148,7 +153,7 @@ int m2n__cuda_pinned_alloc(struct m2n__cuda *cuda, size_t bytes, void **out)
 	if (!ret && (cuda->driver->host_device_ptr(&device, at, 0) || device != ptr(at))) {
 		ret = m2n__error(M2N_ERR_BACKEND, "cuda %d: pinned memory has another address on "
 			"the device", cuda->ordinal);
-		cuda->driver->host_free(at);
+		m2n__cuda_block_put(cuda, M2N__BLOCK_PINNED, at);
 	}
 	end(cuda, &mode);
 	if (ret)
@@ -164,7 +169,7 @@ void m2n__cuda_pinned_free(struct m2n__cuda *cuda, void *at)
 
 	if (!at || begin(cuda, &mode))
 		return;
-	cuda->driver->host_free(at);
+	m2n__cuda_block_put(cuda, M2N__BLOCK_PINNED, at);
 	end(cuda, &mode);
 }
 

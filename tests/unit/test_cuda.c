@@ -351,6 +351,87 @@ static void pins(void)
 	m2n__cuda_close(cuda);
 }
 
+static uint64_t n_waits(void)
+{
+	struct m2n_double_counters counters;
+
+	M2N_DOUBLE(m2n_double_read_counters)(&counters);
+	return counters.n_host_waits;
+}
+
+/* Ranks as threads: a kernel of one waits for a peer; the other frees, allocates and closes. */
+static void others_do_not_wait(void)
+{
+	struct m2n__cuda *cuda = open_device(0), *other = open_device(0);
+	struct m2n_double_await_args args = {.value = 1};
+	struct m2n__mem *mem, *again;
+	unsigned char *pinned, bytes[64];
+	m2n__cu_stream stream;
+	uint64_t waits;
+	void *gate, *base;
+
+	check(!m2n__cuda_load(cuda, image, names) && !m2n__cuda_load(other, image, names));
+	check(cuda->module == other->module && cuda->kernels[2] == other->kernels[2]);
+	check(M2N_DOUBLE(m2n_double_calls)("cuModuleLoadData") == 1);
+	check(!m2n__cuda_pinned_alloc(other, 8, &gate));
+	args.at = (uintptr_t)gate;
+	check(!m2n__cuda_enter(other));
+	stream = new_stream(other, M2N__CU_STREAM_NON_BLOCKING);
+	check(!m2n__cuda_launch(other, 2, 1, 32, 0, stream, &args));
+
+	check(!m2n__mem_alloc_cuda(cuda, 3 * MIB, &mem));
+	check(!m2n__cuda_pinned_alloc(cuda, 100, (void **)&pinned));
+	memset(pinned, 7, 100);
+	memset(bytes, 7, sizeof(bytes));
+	check(!m2n__cuda_write(cuda, mem->base, bytes, sizeof(bytes)));
+	base = mem->base;
+	waits = n_waits();
+	m2n__mem_free(mem);
+	m2n__cuda_pinned_free(cuda, pinned);
+	check(n_waits() == waits);
+	check(!m2n__mem_alloc_cuda(cuda, 4 * MIB, &again) && again->base == base);
+	check(!m2n__mem_alloc_cuda(cuda, 2 * MIB, &mem) && mem->base != base);
+	check(!m2n__cuda_read(cuda, bytes, base, sizeof(bytes)));
+	for (unsigned i = 0; i < sizeof(bytes); i++)
+		check(!bytes[i]);
+	base = pinned;
+	check(!m2n__cuda_pinned_alloc(cuda, 200, (void **)&pinned) && pinned == base);
+	for (unsigned i = 0; i < 200; i++)
+		check(!pinned[i]);
+	waits = n_waits();
+	m2n__cuda_pinned_free(cuda, pinned);
+	m2n__mem_free(mem);
+	m2n__mem_free(again);
+	m2n__cuda_close(cuda);
+	check(n_waits() == waits && other->driver->stream_query(stream) == M2N__CU_NOT_READY);
+
+	*(_Atomic uint64_t *)gate = 1;
+	check_cu(other->driver->stream_synchronize(stream));
+	m2n__cuda_pinned_free(other, gate); /* alone now: really freed, as all that was kept */
+	check(n_waits() == waits + 2);
+	m2n__cuda_leave(other);
+	m2n__cuda_close(other);
+	check(n_waits() == waits + 5 && n_blocks() == 0);
+}
+
+/* What is kept is in nobody's way. */
+static void gives_back_when_short(void)
+{
+	struct m2n__cuda *cuda = open_device(0), *other = open_device(0);
+	struct m2n__mem *mem;
+
+	for (unsigned i = 1; i <= 3; i++) {
+		check(!m2n__mem_alloc_cuda(i & 1 ? cuda : other, i * 2 * MIB, &mem)); /* of 8 */
+		m2n__mem_free(mem);
+	}
+	check(!m2n__mem_alloc_cuda(cuda, 8 * MIB, &mem));
+	check(n_blocks() == 1);
+	m2n__mem_free(mem);
+	m2n__cuda_close(cuda);
+	m2n__cuda_close(other);
+	check(n_blocks() == 0);
+}
+
 static void tells_pointers_apart(void)
 {
 	struct m2n__cuda *cuda = open_device(0), *other = open_device(1);
@@ -633,6 +714,8 @@ static struct cuda_case cases[] = {
 	{"allocates zeroed memory", allocates, {NULL}, 1},
 	{"runs out of memory with figures", runs_out_of_memory, {"M2N_DOUBLE_DEVICE_MEMORY=8388608"}, 0},
 	{"pins memory", pins, {NULL}, 0},
+	{"others do not wait for a kernel", others_do_not_wait, {NULL}, 0},
+	{"gives back when memory is short", gives_back_when_short, {"M2N_DOUBLE_DEVICE_MEMORY=8388608"}, 0},
 	{"tells pointers apart", tells_pointers_apart, {"M2N_DOUBLE_DEVICES=2"}, 0},
 	{"wraps the user's memory", wraps, {"M2N_DOUBLE_DEVICES=2"}, 0},
 	{"wraps memory in pieces", wraps_pieces, {NULL}, 1},
