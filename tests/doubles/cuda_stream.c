@@ -379,12 +379,10 @@ m2n__cu_result double_submit(struct stream *stream, const struct work *work)
 
 /* ---- streams ---- */
 
-m2n__cu_result m2n_double_stream_create(m2n__cu_stream *stream, unsigned flags)
+static m2n__cu_result create(m2n__cu_stream *stream, unsigned flags)
 {
 	struct stream *s;
 
-	ENTER(stream_create);
-	LOCKED();
 	if (!double_context())
 		return M2N__CU_INVALID_CONTEXT;
 	if (flags & ~(unsigned)M2N__CU_STREAM_NON_BLOCKING)
@@ -393,6 +391,31 @@ m2n__cu_result m2n_double_stream_create(m2n__cu_stream *stream, unsigned flags)
 	if (!s)
 		return M2N__CU_OUT_OF_MEMORY;
 	*stream = s;
+	return 0;
+}
+
+m2n__cu_result m2n_double_stream_create(m2n__cu_stream *stream, unsigned flags)
+{
+	ENTER(stream_create);
+	LOCKED();
+	return create(stream, flags);
+}
+
+/* Priorities are taken, as the driver does, and change nothing. */
+m2n__cu_result m2n_double_stream_create_priority(
+	m2n__cu_stream *stream, unsigned flags, int priority)
+{
+	(void)priority;
+	ENTER(stream_create_priority);
+	LOCKED();
+	return create(stream, flags);
+}
+
+m2n__cu_result m2n_double_stream_priorities(int *least, int *greatest)
+{
+	ENTER(stream_priorities);
+	*least = 0;
+	*greatest = -5;
 	return 0;
 }
 

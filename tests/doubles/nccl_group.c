@@ -175,6 +175,39 @@ static int is_behind(const struct group *group, unsigned i)
 	return 0;
 }
 
+/* To its own rank: the receive of the same number is in the same group. */
+static void copy_to_self(struct comm *comm, struct group *group, struct op *op)
+{
+	for (unsigned i = 0; i < group->n_ops; i++) {
+		struct op *to = &group->ops[i];
+
+		if (to->peer != comm->rank || to->is_send || to->number != op->number)
+			continue;
+		memcpy(to->at, op->at, op->bytes);
+		to->step = op->step = OVER;
+	}
+}
+
+/* Each send to the own rank has its receive in the group, and the reverse. */
+static int check_self(struct comm *comm, const struct group *group)
+{
+	for (unsigned i = 0; i < group->n_ops; i++) {
+		const struct op *op = &group->ops[i];
+		int n = op->peer != comm->rank;
+
+		for (unsigned k = 0; k < group->n_ops && !n; k++) {
+			const struct op *to = &group->ops[k];
+
+			n = to->peer == op->peer && to->is_send != op->is_send &&
+			    to->number == op->number && to->bytes == op->bytes;
+		}
+		if (!n)
+			return nccl_fail(comm, NCCL_INVALID_USAGE,
+				"a send to the own rank without its receive in the group");
+	}
+	return 0;
+}
+
 static int step_all(struct comm *comm, struct group *group, int *is_over)
 {
 	int moved = 0;
@@ -185,7 +218,9 @@ static int step_all(struct comm *comm, struct group *group, int *is_over)
 		struct wire *wire = &comm->wires[op->peer][!op->is_send];
 		int n;
 
-		if (op->step == OVER)
+		if (op->peer == comm->rank && op->is_send && op->step != OVER)
+			copy_to_self(comm, group, op);
+		if (op->step == OVER || op->peer == comm->rank)
 			continue;
 		*is_over = 0;
 		if (is_behind(group, i))
@@ -289,7 +324,7 @@ static int join_peers(struct comm *comm, const struct group *group)
 			uint8_t word = 'j';
 			int rc = 0;
 
-			if (wire->is_joined == 2 || wire->is_joined != pass)
+			if (wire->is_joined != pass || op->peer == comm->rank)
 				continue;
 			rc = pass ? nccl_read(comm, wire->fd, &word, 1)
 				  : nccl_write(comm, wire->fd, &word, 1);
@@ -333,8 +368,10 @@ static void *launch(void *arg)
 {
 	struct comm *comm = arg;
 	struct group *group = comm->job_group;
-	int result = join_peers(comm, group);
+	int result = check_self(comm, group);
 
+	if (!result)
+		result = join_peers(comm, group);
 	if (result)
 		nccl_group_free(group);
 	else
@@ -370,7 +407,7 @@ static int check_op(struct comm *comm, const struct group *group, const void *at
 	if (async)
 		return nccl_fail(
 			comm, NCCL_INVALID_USAGE, "the communicator is in progress, or broken");
-	if (peer < 0 || peer >= comm->n_ranks || peer == comm->rank || type != M2N__NCCL_UINT8)
+	if (peer < 0 || peer >= comm->n_ranks || type != M2N__NCCL_UINT8)
 		return nccl_fail(comm, NCCL_INVALID_ARGUMENT, "peer %d, type %d", peer, type);
 	if (!n || driver->mem_range(&base, &bytes, (uintptr_t)at) ||
 		(uintptr_t)at + n > base + bytes)

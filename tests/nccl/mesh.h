@@ -41,10 +41,16 @@ struct mesh {
 };
 
 size_t mesh_shared_bytes(void);
+/* Is it the stand-in that was loaded? */
+int mesh_is_double(void);
+/* On real NCCL ranks may share the GPU as if each were a host of its own. Once it is loaded. */
+void mesh_share_gpu(const struct rank *rank);
 /* Probes and opens; `mesh` is all of a rank's. Skips where the double is not found. */
 void mesh_open(struct mesh *mesh, struct rank *rank);
-/* Connects to all others up to ready(); expect_ready 0: returns the first other status. */
-int mesh_connect(struct mesh *mesh, int expect_ready);
+/* Connects to all others up to ready(). */
+void mesh_connect(struct mesh *mesh);
+/* The same; the first status of meet() or ready() that is an error. */
+int mesh_try_connect(struct mesh *mesh);
 /* Allocates, registers, exports and imports memory. */
 void mesh_share(struct mesh *mesh);
 void mesh_disconnect(struct mesh *mesh, int peer);

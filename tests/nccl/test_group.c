@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "helpers/ranks.h"
+#include "backend/nccl/lib.h"
+#include "mesh.h"
 
 #define VICTIM 1
 
@@ -32,10 +33,18 @@ static void serve_until(struct rank *rank, unsigned word, uint32_t value)
 		m2n_ctx_progress(rank->ctx);
 }
 
-static void check_join(struct rank *rank)
+static void open_rank(struct rank *rank)
 {
+	if (m2n__nccl_load())
+		rank_skip(m2n_error_text());
+	mesh_share_gpu(rank);
 	if (rank_open(rank))
 		rank_skip(m2n_error_text());
+}
+
+static void check_join(struct rank *rank)
+{
+	open_rank(rank);
 	add_all(rank);
 	word_add(&rank->word[READY], 1);
 	serve_until(rank, READY, (uint32_t)rank->n_ranks);
@@ -44,7 +53,7 @@ static void check_join(struct rank *rank)
 
 static void check_newcomer(struct rank *rank)
 {
-	expect_ok(rank_open(rank));
+	open_rank(rank);
 	add_all(rank);
 	word_add(&rank->word[BACK], 1);
 	serve_until(rank, BACK, (uint32_t)rank->n_ranks);
@@ -55,8 +64,7 @@ static void check_loss(struct rank *rank)
 {
 	struct m2n_peer_attr attr;
 
-	if (rank_open(rank))
-		rank_skip(m2n_error_text());
+	open_rank(rank);
 	add_all(rank);
 	word_add(&rank->word[READY], 1);
 	if (rank->rank == VICTIM)

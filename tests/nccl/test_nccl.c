@@ -3,14 +3,17 @@
  * The NCCL backend on the stand-ins of libnccl and libcuda, without core: data, order, windows,
  * rings of senders, errors, death of a peer, and notices that lie. Prints TAP.
  *
+ *   test_nccl [NUMBER]    all cases, or one
+ *
  * The stand-in is told by the environment which NCCL it is; ranks share its GPU as NCCL 2.30 lets
- * them, unless a case takes that back.
+ * them, unless a case takes that back. Cases that tell it nothing else also run on a GPU.
  */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/nccl/lib.h"
 #include "doubles/cuda_double.h"
 #include "doubles/nccl_double.h"
 #include "helpers/job.h"
@@ -54,10 +57,19 @@ static void expect_zeros(struct mesh *mesh, size_t at, size_t n)
 	free(bytes);
 }
 
+static void need_double(struct rank *rank)
+{
+	(void)rank;
+	if (m2n__nccl_load())
+		rank_skip(m2n_error_text());
+	if (!mesh_is_double())
+		rank_skip("not the stand-in of libnccl.so.2");
+}
+
 static void begin(struct mesh *mesh, struct rank *rank)
 {
 	mesh_open(mesh, rank);
-	mesh_connect(mesh, 1);
+	mesh_connect(mesh);
 	mesh_share(mesh);
 }
 
@@ -71,6 +83,8 @@ static void end(struct mesh *mesh)
 
 	rank_barrier(mesh->rank);
 	mesh_close(mesh);
+	if (!symbol)
+		return; /* not the stand-in */
 	memcpy(&read_counters, &symbol, sizeof(symbol));
 	read_counters(&counters);
 	expect_equal(counters.n_comms, 0);
@@ -262,7 +276,6 @@ static void check_death(struct rank *rank)
 	while (mesh.ops.flush(mesh.links[2].ep) == -EAGAIN)
 		mesh_turn(&mesh);
 	expect_status(M2N_ERR_PEER_LOST, mesh.ops.check(mesh.links[2].ep));
-	expect_text("remote process exited");
 	expect_status(M2N_ERR_PEER_LOST, mesh_try_put(&mesh, 2, 0, 8, 1, 0, 2));
 	expect(mesh.iface->n_broken == 1);
 	fill(&mesh, other, 0, SPAN, 0);
@@ -303,6 +316,7 @@ static void check_injected(struct rank *rank)
 	struct mesh mesh;
 	int peer = !rank->rank;
 
+	need_double(rank);
 	begin(&mesh, rank);
 	symbol = m2n_double_nccl_symbol("m2n_double_nccl_fail");
 	memcpy(&fail, &symbol, sizeof(symbol));
@@ -327,9 +341,10 @@ static void check_one_gpu(struct rank *rank)
 {
 	struct mesh mesh;
 
+	need_double(rank);
 	setenv("NCCL_MULTI_RANK_GPU_ENABLE", "0", 1);
 	mesh_open(&mesh, rank);
-	expect_status(M2N_ERR_BACKEND, mesh_connect(&mesh, 0));
+	expect_status(M2N_ERR_BACKEND, mesh_try_connect(&mesh));
 	expect_text("Duplicate GPU");
 	expect_text("NCCL_MULTI_RANK_GPU_ENABLE=1");
 	end(&mesh);
@@ -339,9 +354,10 @@ static void check_one_gpu_older(struct rank *rank)
 {
 	struct mesh mesh;
 
-	setenv("M2N_DOUBLE_NCCL_VERSION", "22809", 1);
+	setenv("M2N_DOUBLE_NCCL_VERSION", "22809", 1); /* before it is loaded */
+	need_double(rank);
 	mesh_open(&mesh, rank);
-	expect_status(M2N_ERR_BACKEND, mesh_connect(&mesh, 0));
+	expect_status(M2N_ERR_BACKEND, mesh_try_connect(&mesh));
 	expect_text("NCCL_HOSTID");
 	end(&mesh);
 }
@@ -356,8 +372,10 @@ static void check_host_ids(struct rank *rank)
 	end(&mesh);
 }
 
+/* What a loaded library is too old for, and two that differ. */
 static void check_versions(struct rank *rank)
 {
+	const char *own = rank->rank ? "23007" : "22904";
 	struct mesh mesh;
 
 	setenv("M2N_DOUBLE_NCCL_VERSION", "21805", 1);
@@ -367,14 +385,16 @@ static void check_versions(struct rank *rank)
 	expect_status(M2N_ERR_BACKEND, mesh.ops.probe(&mesh.options));
 	expect_text("asked for");
 	mesh.options.backend = (char[]){"shm,nccl"};
-	expect_status(M2N_ERR_BACKEND, mesh.ops.probe(&mesh.options));
+	if (mesh.ops.probe(&mesh.options) == 0)
+		rank_skip("not the stand-in of libnccl.so.2");
 	expect_text("2.18.5");
 	expect_text("2.19.0");
-	setenv("M2N_DOUBLE_NCCL_VERSION", rank->rank ? "23007" : "22809", 1);
+	setenv("M2N_DOUBLE_NCCL_VERSION", own, 1);
 	mesh_open(&mesh, rank);
-	setenv("NCCL_HOSTID", rank->rank ? "a" : "b", 1);
-	(void)mesh;
-	mesh_close(&mesh);
+	expect_status(M2N_ERR_BACKEND, mesh_try_connect(&mesh));
+	expect_text("2.29.4");
+	expect_text("2.30.7");
+	end(&mesh);
 }
 
 /* Notices that lie: the answer is an error, or what an honest one could have said. */

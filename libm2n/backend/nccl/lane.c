@@ -48,11 +48,25 @@ static int make_comm(struct m2n__nccl_lane *lane, const struct m2n__nccl_id *id)
 	return 0;
 }
 
+/*
+ * The greatest priority: kernels of ours that wait for what a lane brings must not keep its kernels
+ * off the device, and CUDA keeps streams of different priorities in different queues.
+ */
+static m2n__cu_result make_stream(struct m2n__nccl_lane *lane)
+{
+	const struct m2n__cuda_driver *driver = driver_of(lane);
+	int least, greatest;
+	m2n__cu_result result = driver->stream_priorities(&least, &greatest);
+
+	return result ? result
+		      : driver->stream_create_priority(
+				&lane->stream, M2N__CU_STREAM_NON_BLOCKING, greatest);
+}
+
 int m2n__nccl_lane_open(struct m2n__nccl_lane *lane, const struct m2n__nccl_id *id)
 {
 	const struct m2n__cuda *cuda = iface_of(lane)->cuda;
-	m2n__cu_result result = cuda->driver->stream_create(
-		&lane->stream, M2N__CU_STREAM_NON_BLOCKING);
+	m2n__cu_result result = make_stream(lane);
 	int rc = 0;
 
 	if (result) {
