@@ -4,8 +4,8 @@
  * that the CUDA runtime and every framework use, so that their addresses and streams are valid
  * here; it is kept alive as long as the device is open.
  *
- * Kernels are looked up when the image is loaded, not when first launched: the driver loads lazily,
- * and loading while another kernel waits for a peer may wait for that kernel.
+ * The code of kernels is loaded with the image: the driver would do it at the first launch, and
+ * loading while another kernel waits for a peer may wait for that kernel.
  */
 #include "mem/cuda.h"
 
@@ -219,6 +219,21 @@ static int load_error(const struct m2n__cuda *cuda, m2n__cu_result result)
 	return m2n__cuda_error(cuda, result, "cuModuleLoadData");
 }
 
+/* Looks a kernel up, and has its code loaded now: by the call for it, or by one that needs it. */
+static m2n__cu_result get_kernel(const struct m2n__cuda *cuda, const char *name,
+	m2n__cu_function *kernel)
+{
+	const struct m2n__cuda_driver *driver = cuda->driver;
+	m2n__cu_result result = driver->module_function(kernel, cuda->module, name);
+	int n;
+
+	if (!result && driver->func_load)
+		result = driver->func_load(*kernel);
+	if (!result)
+		result = driver->func_attribute(&n, M2N__CU_FUNC_REGISTERS, *kernel);
+	return result;
+}
+
 static int load(struct m2n__cuda *cuda, const void *image, const char *const *names)
 {
 	const struct m2n__cuda_driver *driver = cuda->driver;
@@ -234,7 +249,7 @@ static int load(struct m2n__cuda *cuda, const void *image, const char *const *na
 			ret = m2n__error(-EINVAL, "cuda: more than %d kernels", i);
 			break;
 		}
-		result = driver->module_function(&cuda->kernels[i], cuda->module, names[i]);
+		result = get_kernel(cuda, names[i], &cuda->kernels[i]);
 		if (result)
 			ret = image ? m2n__cuda_error(cuda, result, "kernel %s", names[i]) :
 				no_kernels(cuda);

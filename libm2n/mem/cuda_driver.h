@@ -109,6 +109,7 @@ enum {
 	M2N__CU_PTR_ALLOWED_HANDLES = 14,
 	M2N__CU_PTR_IS_MANAGED = 8,
 
+	M2N__CU_FUNC_REGISTERS = 4,
 	M2N__CU_STREAM_NON_BLOCKING = 1,
 	M2N__CU_EVENT_DISABLE_TIMING = 2,
 	M2N__CU_HOST_PORTABLE = 1,
@@ -154,6 +155,7 @@ enum {
 	X(module_load, "cuModuleLoadData", (m2n__cu_module *module, const void *image)) \
 	X(module_unload, "cuModuleUnload", (m2n__cu_module module)) \
 	X(module_function, "cuModuleGetFunction", (m2n__cu_function *function, m2n__cu_module module, const char *name)) \
+	X(func_attribute, "cuFuncGetAttribute", (int *value, int attribute, m2n__cu_function function)) \
 	X(launch, "cuLaunchKernel", (m2n__cu_function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, \
 		unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, m2n__cu_stream stream, \
 		void **params, void **extra)) \
@@ -211,6 +213,7 @@ enum {
 	X(vmm_import, "cuMemImportFromShareableHandle", (m2n__cu_handle *handle, void *fd, int type))
 /* Fields that may be NULL: some platforms' drivers lack them. */
 #define M2N__CUDA_DRIVER_OPTIONAL(X) \
+	X(func_load, "cuFuncLoad", (m2n__cu_function function)) /* 12.4 */ \
 	X(range_handle, "cuMemGetHandleForAddressRange", (void *handle, m2n__cu_ptr at, size_t bytes, int type, \
 		unsigned long long flags)) \
 	X(flush_rdma_writes, "cuFlushGPUDirectRDMAWrites", (int target, int scope))

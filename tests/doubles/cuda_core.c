@@ -662,6 +662,21 @@ m2n__cu_result m2n_double_module_function(m2n__cu_function *function, m2n__cu_mo
 	return 0;
 }
 
+m2n__cu_result m2n_double_func_load(m2n__cu_function function)
+{
+	ENTER(func_load);
+	return function ? 0 : M2N__CU_INVALID_HANDLE;
+}
+
+m2n__cu_result m2n_double_func_attribute(int *value, int attribute, m2n__cu_function function)
+{
+	ENTER(func_attribute);
+	if (!function)
+		return M2N__CU_INVALID_HANDLE;
+	*value = attribute == M2N__CU_FUNC_REGISTERS ? 32 : 0;
+	return 0;
+}
+
 m2n__cu_result m2n_double_launch(m2n__cu_function function, unsigned grid_x, unsigned grid_y,
 	unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z,
 	unsigned shared_bytes, m2n__cu_stream handle, void **params, void **extra)

@@ -247,6 +247,13 @@ static void load_refuses(void)
 	check(!cuda->module && !cuda->kernels[0]);
 	check(m2n__cuda_load(cuda, NULL, wrong) == M2N_ERR_BACKEND && !cuda->module);
 	check_text("without nvcc");
+	for (unsigned i = 0; i < 3; i++) {
+		static const char *const calls[] = {"cuModuleGetFunction:2:999",
+			"cuFuncLoad:2:999", "cuFuncGetAttribute:3:999"};
+
+		fail_next(calls[i]); /* code is loaded here, not in a launch */
+		check(m2n__cuda_load(cuda, image, names) == M2N_ERR_BACKEND && !cuda->module);
+	}
 	fail_next("cuModuleLoadData:1:218");
 	check(m2n__cuda_load(cuda, NULL, names) == M2N_ERR_BACKEND && !cuda->module);
 	check_text("without nvcc");
