@@ -114,18 +114,24 @@ static int update_rx(struct m2n__gpu_links *links, size_t i)
 	return rc;
 }
 
-/* What the device needs to send by messages: the flush of what arrives. */
+/* Messages need the progress thread, and what arrives a flush: is there one? */
 static int note_messaging(struct m2n__gpu_links *links)
 {
-	int found = 0;
+	int found = 0, rc = 0;
 
 	for (size_t i = 0; i < links->x->n_tx; i++)
 		found |= m2n__tx_up(&links->x->tx[i]) && is_messaging(links->x->tx[i].ep);
-	for (size_t i = 0; i < links->x->n_rx; i++)
-		found |= m2n__rx_up(&links->x->rx[i]) && !links->x->rx[i].mapped;
+	for (size_t i = 0; i < links->x->n_rx && !rc; i++) {
+		const struct m2n__rx *rx = &links->x->rx[i];
+
+		if (!m2n__rx_up(rx) || rx->mapped)
+			continue;
+		found = 1;
+		rc = rx->ep->ops->flush_device(rx->ep->iface);
+	}
 	if (found)
 		atomic_store_explicit(&links->is_messaging, 1, memory_order_release);
-	return 0;
+	return rc;
 }
 
 int m2n__gpu_links_changed(struct m2n__gpu_links *links)
@@ -140,9 +146,6 @@ int m2n__gpu_links_changed(struct m2n__gpu_links *links)
 		if (memcmp(&want, &links->tx[i], sizeof(want)))
 			rc = write_tx(links, i, &want);
 	}
-	if (rc)
-		m2n__log(&links->x->ctx->log, M2N_LOG_ERROR, "%s: links on the device: %s",
-			links->x->title, m2n_error_text());
 	return rc;
 }
 

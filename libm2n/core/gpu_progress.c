@@ -54,27 +54,31 @@ static int send_posts(struct m2n__gpu_links *links, size_t i)
 	return n;
 }
 
-/* Signals of one link that are new, told to the device. */
+/*
+ * Signals of one link that are new, told to the device. What has arrived need not be seen by
+ * kernels yet: between the look at the signals and the telling is the flush.
+ */
 static int tell_arrivals(struct m2n__gpu_links *links, size_t i)
 {
 	struct m2n_exchange *x = links->x;
 	const struct m2n__rx *rx = &x->rx[i];
-	size_t words = 2 * (size_t)x->spec.n_slots;
-	int n = 0;
+	uint32_t words = 2 * x->spec.n_slots, n = 0;
+	uint64_t now[2 * M2N__MAX_DEPTH];
 
-	for (size_t w = words; w-- > 0;) { /* bodies after heads would be told before them */
-		_Atomic uint64_t *to = &links->arrived[i * words + w];
+	for (uint32_t w = 0; w < words; w++) {
 		/* A16: pairs with the backend's release of the signal word. */
-		uint64_t now = atomic_load_explicit(
+		now[w] = atomic_load_explicit(
 			&x->ctx->signals[rx->signal0 + w], memory_order_acquire);
-
-		if (now == atomic_load_explicit(to, memory_order_relaxed))
-			continue;
-		/* R16: pairs with the acquire of `arrived` in the kernels' waits. */
-		atomic_store_explicit(to, now, memory_order_release);
-		n++;
+		n += now[w] != atomic_load_explicit(
+				       &links->arrived[i * words + w], memory_order_relaxed);
 	}
-	return n;
+	if (!n || !rx->ep || rx->ep->ops->flush_device(rx->ep->iface))
+		return 0; /* it is tried again; when the link came up it had worked */
+	for (uint32_t w = 0; w < words; w++)
+		/* R16: pairs with A21, the acquire of `arrived` in the kernels' waits. */
+		atomic_store_explicit(
+			&links->arrived[i * words + w], now[w], memory_order_release);
+	return (int)n;
 }
 
 /* Under the lock of the context: links neither come nor go meanwhile. */

@@ -330,8 +330,16 @@ static int init_links(struct m2n_exchange *x)
 
 void m2n__exchange_changed(struct m2n_exchange *x)
 {
-	if (x->gpu)
-		(void)m2n__gpu_links_changed(x->gpu);
+	int rc = x->gpu ? m2n__gpu_links_changed(x->gpu) : 0;
+
+	if (!rc)
+		return;
+	m2n__log(&x->ctx->log, M2N_LOG_ERROR, "%s: links on the device: %s", x->title,
+		m2n_error_text());
+	if (x->error)
+		return;
+	x->error = rc;
+	snprintf(x->error_text, sizeof(x->error_text), "%.250s", m2n_error_text());
 }
 
 static void want(struct m2n_exchange *x, struct m2n__peer *peer)
