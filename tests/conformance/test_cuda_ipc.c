@@ -286,11 +286,19 @@ static void check_cache(struct rank *rank)
 	}
 	expect_bytes(&side, middle, 1024, rank->rank); /* still mapped */
 	side.ops.release_key(rmem[2]);
-	if (is_double())
-		expect_equal(n_calls("cuIpcCloseMemHandle") - n_closed, 1);
+	/* The process lives: it stays mapped, and is found again, until the last iface closes. */
+	expect_ok(side.ops.import_key(side.ep, side.board->key[side.peer], key_bytes, &rmem[0]));
+	expect(rmem[0]->ptr == middle);
+	side.ops.release_key(rmem[0]);
+	if (is_double()) {
+		expect_equal(n_calls("cuIpcOpenMemHandle_v2") - n_opened, 1);
+		expect_equal(n_calls("cuIpcCloseMemHandle") - n_closed, 0);
+	}
 	rank_barrier(rank);
 	expect_bytes(&side, (uint8_t *)side.mem->base + 512, 1024, side.peer);
 	side_close(&side);
+	if (is_double())
+		expect_equal(n_calls("cuIpcCloseMemHandle") - n_closed, 1);
 }
 
 /* Rank 1 is killed when rank 0 has mapped its memory; word 0: mapped, word 1: it is dead. */
@@ -300,6 +308,7 @@ static void check_killed(struct rank *rank)
 	struct side side;
 	struct vmm vmm;
 	struct m2n__rmem *late = NULL;
+	uint64_t n_closed;
 	int status;
 
 	open_connected(&side, rank);
@@ -315,7 +324,11 @@ static void check_killed(struct rank *rank)
 	expect_bytes(&side, side.rmem->ptr, KEY_SPAN, 1);
 	write_device(&side, side.rmem->ptr, KEY_SPAN, 0);
 	expect_bytes(&side, side.rmem->ptr, KEY_SPAN, 0);
+	n_closed = n_calls(is_vmm ? "cuMemUnmap" : "cuIpcCloseMemHandle");
 	side.ops.release_key(side.rmem);
+	if (is_double()) /* its memory is wanted back: not kept for later */
+		expect_equal(n_calls(is_vmm ? "cuMemUnmap" : "cuIpcCloseMemHandle") - n_closed,
+			is_vmm ? 2 : 1);
 	status = side.ops.import_key(side.ep, side.board->key[1], side.board->key_bytes[1], &late);
 	expect_status(M2N_ERR_PEER_LOST, status);
 	expect_text("is gone");
@@ -416,6 +429,20 @@ static void check_lies(struct rank *rank)
 	side_close(&side);
 }
 
+/* What is exported anew is not taken for what was, though the descriptors be the same. */
+static void check_serial(struct side *side)
+{
+	size_t bytes = M2N__KEY_BYTES;
+	struct ipc_key first, second;
+
+	memcpy(&first, side->board->key[side->rank->rank], sizeof(first));
+	side->ops.dereg(side->mr);
+	expect_ok(side->ops.reg(side->iface, side->mem, &side->mr));
+	expect_ok(side->ops.export_key(side->mr, KEY_AT, KEY_SPAN, &second, &bytes));
+	expect_equal(first.source.by.segment[0].fd, second.source.by.segment[0].fd);
+	expect(memcmp(&first.source, &second.source, sizeof(first.source)));
+}
+
 static void check_vmm_lies(struct rank *rank)
 {
 	struct ipc_key good, k;
@@ -445,6 +472,8 @@ static void check_vmm_lies(struct rank *rank)
 	k.source.by.segment[0].fd = 1u << 20;
 	try(&side, &k, sizeof(k), M2N_ERR_PEER_LOST, "is gone");
 	try_flips(&side, &good);
+	rank_barrier(rank);
+	check_serial(&side);
 	close_vmm(&side, &vmm);
 }
 

@@ -13,9 +13,13 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "backend/registry.h"
 #include "util/error.h"
+
+#define DRIVER_FOLDER "/proc/driver/nvidia"
+#define WSL_DEVICE "/dev/dxg"
 
 const struct m2n__backend_ops *const m2n__ipc_host = &m2n__backend_shm;
 
@@ -29,6 +33,11 @@ static int ipc_open(const struct m2n__iface_params *params, struct m2n__iface **
 	struct ipc_iface *ipc;
 	int rc;
 
+	if (!params->cuda && access(DRIVER_FOLDER, F_OK) && access(WSL_DEVICE, F_OK))
+		return m2n__error(M2N_ERR_BACKEND,
+			"cuda_ipc: this context has no CUDA device (option CUDA_DEVICE), and "
+			"NVIDIA's "
+			"driver is not loaded on this machine: there is no " DRIVER_FOLDER);
 	if (!params->cuda)
 		return m2n__error(M2N_ERR_BACKEND,
 			"cuda_ipc: this context has no CUDA device: option CUDA_DEVICE says none, "
@@ -37,21 +46,28 @@ static int ipc_open(const struct m2n__iface_params *params, struct m2n__iface **
 	ipc = calloc(1, sizeof(*ipc));
 	if (!ipc)
 		return m2n__error(-ENOMEM, "cuda_ipc: no memory for the iface");
+	rc = m2n__ipc_importer_open(params->cuda);
+	if (rc)
+		goto free_iface;
 	rc = m2n__ipc_host->open(params, &ipc->host);
-	if (rc) {
-		free(ipc);
-		return rc;
-	}
+	if (rc)
+		goto close_importer;
 	ipc->host->ops = m2n__ipc_host;
 	ipc->iface.params = *params;
 	m2n__ipc_devices_find(params->cuda, &ipc->devices);
 	*iface = &ipc->iface;
 	return 0;
+close_importer:
+	m2n__ipc_importer_close(params->cuda);
+free_iface:
+	free(ipc);
+	return rc;
 }
 
 static void ipc_close(struct m2n__iface *iface)
 {
 	m2n__ipc_host->close(host_iface(iface));
+	m2n__ipc_importer_close(iface->params.cuda);
 	free(iface);
 }
 

@@ -51,6 +51,7 @@ struct ipc_segment {
 /* What a mapping is of; compared as bytes. */
 struct ipc_source {
 	uint64_t nonce;
+	uint64_t serial; /* handles and descriptors may look like those of freed memory */
 	uint32_t pid;
 	uint32_t kind;
 	uint32_t n_segments;
@@ -136,7 +137,10 @@ int m2n__ipc_source_make(const struct m2n__cuda *cuda, uint64_t at, uint64_t byt
 	struct ipc_source *source);
 void m2n__ipc_source_clear(struct ipc_source *source);
 
-/* mapping.c: the importer's side. */
+/* mapping.c: the importer's side. An iface is open as long as it may have mappings. */
+int m2n__ipc_importer_open(const struct m2n__cuda *cuda);
+void m2n__ipc_importer_close(const struct m2n__cuda *cuda);
+/* Inside m2n__ipc_enter(). */
 int m2n__ipc_mapping_get(
 	struct m2n__cuda *cuda, const struct ipc_source *source, struct ipc_mapping **mapping);
 void m2n__ipc_mapping_put(struct m2n__cuda *cuda, struct ipc_mapping *mapping);

@@ -2,6 +2,10 @@
 /*
  * The importer's side: memory of other processes, mapped once for each device of this process,
  * however many keys lie in it. A mapping outlives the process whose memory it is.
+ *
+ * To unmap may wait for all that the device has been told to do, and so for kernels that wait for
+ * peers. So what nobody uses stays mapped, and is found again, until its process has ended (whose
+ * memory is wanted back), too much is idle, or the last iface of the device is closed.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -16,16 +20,26 @@
 #include "backend/cuda_ipc/cuda_ipc.h"
 #include "util/error.h"
 
+#define MAX_IDLE 64
+
 struct ipc_mapping {
-	struct ipc_mapping *next;
-	m2n__cu_context context; /* it is mapped in */
+	struct ipc_mapping *next; /* the younger ones first */
+	m2n__cu_context context;  /* it is mapped in */
 	unsigned n_users;
 	uint64_t at, bytes;
 	struct ipc_source source;
 };
 
+/* A device of this process. */
+struct importer {
+	struct importer *next;
+	m2n__cu_context context;
+	unsigned n_ifaces;
+};
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct ipc_mapping *mappings;
+static struct importer *importers;
 
 uint64_t m2n__ipc_mapping_at(const struct ipc_mapping *mapping)
 {
@@ -35,6 +49,11 @@ uint64_t m2n__ipc_mapping_at(const struct ipc_mapping *mapping)
 uint64_t m2n__ipc_mapping_bytes(const struct ipc_mapping *mapping)
 {
 	return mapping->bytes;
+}
+
+static int is_gone(uint32_t pid)
+{
+	return kill((pid_t)pid, 0) && errno == ESRCH;
 }
 
 static int gone(uint32_t pid)
@@ -50,7 +69,7 @@ static int open_legacy(const struct m2n__cuda *cuda, struct ipc_mapping *m)
 	size_t bytes;
 	int rc = cuda->driver->ipc_open(&m->at, s->by.handle, M2N__CU_IPC_LAZY_PEER_ACCESS);
 
-	if (rc && kill((pid_t)s->pid, 0) && errno == ESRCH)
+	if (rc && is_gone(s->pid))
 		return gone(s->pid);
 	if (rc == M2N__CU_PEER_ACCESS_UNSUPPORTED)
 		return m2n__cuda_error(cuda, rc,
@@ -232,20 +251,81 @@ int m2n__ipc_mapping_get(
 	return rc;
 }
 
+static void close_mapping(const struct m2n__cuda *cuda, struct ipc_mapping *m)
+{
+	struct ipc_mapping **at = &mappings;
+
+	while (*at != m)
+		at = &(*at)->next;
+	*at = m->next;
+	if (m->source.kind == IPC_KIND_FD)
+		unmap_segments(cuda, m, m->source.n_segments);
+	else
+		close_legacy(cuda, m);
+	free(m);
+}
+
+/* Closes the oldest of what is idle, but for `n_kept`, and all of processes that have ended. */
+static void prune(const struct m2n__cuda *cuda, unsigned n_kept)
+{
+	unsigned n_idle = 0;
+
+	for (struct ipc_mapping *m = mappings, *next; m; m = next) {
+		next = m->next;
+		if (m->context != cuda->context || m->n_users)
+			continue;
+		if (n_idle < n_kept && !is_gone(m->source.pid))
+			n_idle++;
+		else
+			close_mapping(cuda, m);
+	}
+}
+
 void m2n__ipc_mapping_put(struct m2n__cuda *cuda, struct ipc_mapping *m)
 {
-	struct ipc_mapping **at;
+	pthread_mutex_lock(&lock);
+	if (!--m->n_users)
+		prune(cuda, MAX_IDLE);
+	pthread_mutex_unlock(&lock);
+}
+
+int m2n__ipc_importer_open(const struct m2n__cuda *cuda)
+{
+	struct importer *i;
 
 	pthread_mutex_lock(&lock);
-	if (!--m->n_users) {
-		for (at = &mappings; *at != m; at = &(*at)->next)
-			;
-		*at = m->next;
-		if (m->source.kind == IPC_KIND_FD)
-			unmap_segments(cuda, m, m->source.n_segments);
-		else
-			close_legacy(cuda, m);
-		free(m);
+	for (i = importers; i && i->context != cuda->context;)
+		i = i->next;
+	if (!i) {
+		i = calloc(1, sizeof(*i));
+		if (i) {
+			i->context = cuda->context;
+			i->next = importers;
+			importers = i;
+		}
+	}
+	if (i)
+		i->n_ifaces++;
+	pthread_mutex_unlock(&lock);
+	return i ? 0 : m2n__error(-ENOMEM, "cuda_ipc: no memory for a device");
+}
+
+void m2n__ipc_importer_close(const struct m2n__cuda *cuda)
+{
+	struct importer **at = &importers, *i;
+	int mode, rc;
+
+	pthread_mutex_lock(&lock);
+	while ((*at)->context != cuda->context)
+		at = &(*at)->next;
+	i = *at;
+	if (!--i->n_ifaces) {
+		*at = i->next;
+		free(i);
+		rc = m2n__ipc_enter(cuda, &mode);
+		prune(cuda, 0);
+		if (!rc)
+			m2n__ipc_leave(cuda, &mode);
 	}
 	pthread_mutex_unlock(&lock);
 }

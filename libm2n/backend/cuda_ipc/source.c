@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
@@ -19,7 +20,10 @@
 #include "backend/cuda_ipc/cuda_ipc.h"
 #include "util/error.h"
 
+#define BUFFER_ID 7 /* CU_POINTER_ATTRIBUTE_BUFFER_ID: of an allocation, never used again */
+
 static uint64_t nonce;
+static _Atomic uint64_t n_exports;
 
 uint32_t m2n__ipc_pid(void)
 {
@@ -73,6 +77,9 @@ static int legacy_source(
 			"MIG and some containers cannot; give BACKEND without cuda_ipc, or run the "
 			"ranks as threads of one process",
 			base, cuda->ordinal, cuda->name);
+	/* 0 where the driver has none: the handle alone tells then. */
+	if (cuda->driver->pointer_attribute(&source->serial, BUFFER_ID, base))
+		source->serial = 0;
 	source->kind = IPC_KIND_LEGACY;
 	source->bytes = bytes;
 	return 0;
@@ -138,6 +145,7 @@ static int fd_source(
 	int is_legacy, rc = 0;
 
 	source->kind = IPC_KIND_FD;
+	source->serial = atomic_fetch_add_explicit(&n_exports, 1, memory_order_relaxed) + 1;
 	while (!rc && at < end) {
 		if (source->n_segments == IPC_MAX_SEGMENTS)
 			rc = m2n__error(-ENOTSUP,
