@@ -11,7 +11,7 @@
 set -eu
 
 build_packages="meson ninja-build pkg-config gcc g++ libc6-dev libsodium-dev libcmocka-dev
-	libnuma-dev libibverbs-dev librdmacm-dev libucx-dev python3"
+	libnuma-dev libibverbs-dev librdmacm-dev libucx-dev libopenblas-dev libjansson-dev python3"
 test_packages="git strace valgrind clang libclang-rt-14-dev clang-format cmake mandoc iproute2
 	python3-matplotlib"
 # The guest in which the verbs backend is tested, and what is tried in it (tests/vm).
