@@ -40,8 +40,8 @@ int m2n__host_pointer(const struct m2n_channel *ch, const char *what, const void
 	if (is == M2N__POINTER_HOST || is == M2N__POINTER_PINNED)
 		return 0;
 	return m2n__error(-EINVAL,
-		"%s: %s at %p is device memory: the channel's memory is HOST; copy it, or create the "
-		"channel with memory CUDA",
+		"%s: %s at %p is device memory: the channel's memory is HOST; copy it, or "
+		"create the channel with memory CUDA",
 		ch->title, what, at);
 }
 
@@ -185,7 +185,8 @@ int m2n__gpu_dispatch_send(struct m2n__gpu *gpu, const struct m2n_dispatch_send_
 	atomic_store_explicit(&ch->next_send, round + 1, memory_order_seq_cst);
 	while (atomic_load_explicit(&ch->dispatch->linking, memory_order_seq_cst))
 		;
-	rc = m2n__gpu_launch(gpu, M2N__GPU_DISPATCH, p->plan->device->n_tokens, p->stream, &args);
+	rc = m2n__gpu_launch(gpu, m2n__gpu_dispatch_kernel(&args), p->plan->device->n_tokens,
+		p->stream, &args);
 	m2n__gpu_end(gpu, &gpu->source, p->stream);
 	if (rc) {
 		atomic_store_explicit(&ch->next_send, round, memory_order_seq_cst);
@@ -299,7 +300,8 @@ int m2n__gpu_combine_send(struct m2n__gpu *gpu, const struct m2n_combine_send_pa
 	rc = m2n__gpu_begin(gpu, &gpu->expert, p->stream);
 	if (rc)
 		return rc;
-	rc = m2n__gpu_launch(gpu, M2N__GPU_REPLY, gpu->max_batch_rows, p->stream, &args);
+	rc = m2n__gpu_launch(
+		gpu, m2n__gpu_reply_kernel(&args), gpu->max_batch_rows, p->stream, &args);
 	m2n__gpu_end(gpu, &gpu->expert, p->stream);
 	if (rc)
 		return m2n__error_at(rc, "%s: combine_send", ch->title);
