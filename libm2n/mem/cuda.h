@@ -54,7 +54,7 @@ int m2n__cuda_current(void);
  * (device without unified addressing, driver as above); -ENOMEM.
  */
 int m2n__cuda_open(int ordinal, struct m2n__cuda **cuda);
-/* NULL is allowed. Waits for the device only when nobody else in the process has it open. */
+/* NULL is allowed. Waits for the device only when nobody else in the process has kernels on it. */
 void m2n__cuda_close(struct m2n__cuda *cuda);
 
 /*
@@ -85,8 +85,8 @@ int m2n__cuda_launch(const struct m2n__cuda *cuda, unsigned kernel, unsigned n_b
 
 /*
  * Device memory, zeroed before the call returns; can be passed to other processes, so it has whole
- * blocks of 2 MiB to itself. -ENOMEM with size, free and total; -EINVAL for 0. When others in the
- * process have the device open m2n__mem_free() does not wait for the device, and what it gets may
+ * blocks of 2 MiB to itself. -ENOMEM with size, free and total; -EINVAL for 0. While others in the
+ * process have kernels loaded m2n__mem_free() does not wait for the device, and what it gets may
  * be handed out again: no kernel may use it any more.
  */
 int m2n__mem_alloc_cuda(struct m2n__cuda *cuda, size_t bytes, struct m2n__mem **mem);

@@ -31,7 +31,7 @@ struct loaded {
 
 struct m2n__cuda_shared {
 	int ordinal;
-	unsigned n_open;
+	unsigned n_open, n_loaded; /* of those open, who have kernels */
 	struct block *blocks;
 	struct loaded *loaded;
 	struct m2n__cuda_shared *next;
@@ -100,23 +100,33 @@ static void free_blocks(const struct m2n__cuda *cuda, struct block *blocks)
 	}
 }
 
-void m2n__cuda_unshare(struct m2n__cuda *cuda)
+static void remove_device(const struct m2n__cuda_shared *s)
 {
-	struct m2n__cuda_shared *s = cuda->shared, **from = &devices;
-	struct block *blocks = NULL;
-	struct loaded *loaded;
+	struct m2n__cuda_shared **from = &devices;
 
-	pthread_mutex_lock(&lock);
-	if (--s->n_open) {
-		pthread_mutex_unlock(&lock);
-		return;
-	}
 	while (*from != s)
 		from = &(*from)->next;
 	*from = s->next;
-	blocks = take_out(s, NULL);
+}
+
+void m2n__cuda_unshare(struct m2n__cuda *cuda)
+{
+	struct m2n__cuda_shared *s = cuda->shared;
+	struct block *blocks = NULL;
+	struct loaded *loaded;
+	int is_last;
+
+	pthread_mutex_lock(&lock);
+	s->n_loaded -= cuda->module != NULL;
+	is_last = !--s->n_open;
+	if (is_last)
+		remove_device(s);
+	if (!s->n_loaded)
+		blocks = take_out(s, NULL);
 	pthread_mutex_unlock(&lock);
 	free_blocks(cuda, blocks);
+	if (!is_last)
+		return;
 	while ((loaded = s->loaded)) {
 		s->loaded = loaded->next;
 		cuda->driver->module_unload(loaded->module);
@@ -142,6 +152,7 @@ int m2n__cuda_shared_load(struct m2n__cuda *cuda, const void *image, const char 
 	if (l) {
 		memcpy(cuda->kernels, l->kernels, sizeof(l->kernels));
 		cuda->module = l->module;
+		s->n_loaded++;
 		goto unlock;
 	}
 	l = calloc(1, sizeof(*l));
@@ -157,6 +168,7 @@ int m2n__cuda_shared_load(struct m2n__cuda *cuda, const void *image, const char 
 	memcpy(l->kernels, cuda->kernels, sizeof(l->kernels));
 	l->next = s->loaded;
 	s->loaded = l;
+	s->n_loaded++;
 unlock:
 	pthread_mutex_unlock(&lock);
 	return ret;
@@ -239,7 +251,7 @@ void m2n__cuda_block_put(struct m2n__cuda *cuda, enum m2n__cuda_block_kind kind,
 	struct block *b, *freed = NULL;
 
 	pthread_mutex_lock(&lock);
-	if (s->n_open > 1) {
+	if (s->n_loaded > (cuda->module != NULL)) {
 		for (b = s->blocks; b && (b->at != at || b->kind != kind);)
 			b = b->next;
 		if (b)

@@ -3,8 +3,8 @@
  * What all that a process has open of one device share. Ranks may be threads of one process: while
  * one of them frees memory or closes, a kernel of another may wait for a peer, and the driver
  * frees memory and unloads code only when all kernels of the device have ended. So modules
- * stay until the last one closes, and as long as there are several, memory that is given back
- * is kept for the next one who wants as much.
+ * stay until the last one closes, and as long as others have kernels loaded, memory that is given
+ * back is kept for the next one who wants as much.
  */
 #ifndef M2N_MEM_CUDA_SHARED_H
 #define M2N_MEM_CUDA_SHARED_H
@@ -18,7 +18,7 @@ enum m2n__cuda_block_kind {
 
 /* Joins what is shared of cuda->ordinal. 0 or -ENOMEM. */
 int m2n__cuda_share(struct m2n__cuda *cuda);
-/* Inside enter/leave. The last one gives everything back to the driver. */
+/* Inside enter/leave. The last one who has kernels gives what was kept back to the driver. */
 void m2n__cuda_unshare(struct m2n__cuda *cuda);
 
 /* Nothing when cuda->module is there. As somebody has loaded it before; else load() is called, and
@@ -32,8 +32,8 @@ int m2n__cuda_shared_load(struct m2n__cuda *cuda, const void *image, const char 
  */
 m2n__cu_result m2n__cuda_block_get(struct m2n__cuda *cuda, enum m2n__cuda_block_kind kind,
 	size_t bytes, void **at);
-/* Takes memory of m2n__cuda_block_get() back. Waits for the device only if nobody else has it
- * open. Inside enter/leave. */
+/* Takes memory of m2n__cuda_block_get() back. Waits for the device only if nobody else has kernels
+ * on it. Inside enter/leave. */
 void m2n__cuda_block_put(struct m2n__cuda *cuda, enum m2n__cuda_block_kind kind, void *at);
 
 #endif

@@ -424,9 +424,14 @@ static void others_do_not_wait(void)
 /* What is kept is in nobody's way. */
 static void gives_back_when_short(void)
 {
-	struct m2n__cuda *cuda = open_device(0), *other = open_device(0);
+	struct m2n__cuda *cuda = open_device(0), *other = open_device(0), *third;
 	struct m2n__mem *mem;
 
+	check(!m2n__cuda_load(cuda, image, names)); /* one who has kernels need not spare others */
+	check(!m2n__mem_alloc_cuda(cuda, 2 * MIB, &mem));
+	m2n__mem_free(mem);
+	check(n_blocks() == 0);
+	check(!m2n__cuda_load(other, image, names));
 	for (unsigned i = 1; i <= 3; i++) {
 		check(!m2n__mem_alloc_cuda(i & 1 ? cuda : other, i * 2 * MIB, &mem)); /* of 8 */
 		m2n__mem_free(mem);
@@ -435,8 +440,11 @@ static void gives_back_when_short(void)
 	check(n_blocks() == 1);
 	m2n__mem_free(mem);
 	m2n__cuda_close(cuda);
+	check(n_blocks() == 1);
+	third = open_device(0); /* has none */
 	m2n__cuda_close(other);
 	check(n_blocks() == 0);
+	m2n__cuda_close(third);
 }
 
 static void tells_pointers_apart(void)
