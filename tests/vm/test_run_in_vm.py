@@ -12,14 +12,17 @@ import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-# STAND_IN=STATUS: ends with it after the command's first AFTER lines. -u: there is no such engine.
+# STAND_IN=STATUS: ends with it after the command's first AFTER lines; with ONCE=FILE only the
+# first time. -u: there is no such engine.
 STAND_IN = r'''#!/bin/bash
 while [ "$1" != -- ]; do
 	[ "$1" != -u ] || { echo "no -u here" >&2; exit 125; }
 	shift
 done
 shift
+[ -z "${ONCE:-}" ] || [ ! -e "$ONCE" ] || unset STAND_IN
 [ -n "${STAND_IN:-}" ] || exec "$@"
+[ -z "${ONCE:-}" ] || touch "$ONCE"
 "$@" | head -n "$AFTER"
 echo "the last words" >&2
 exit "$STAND_IN"
@@ -51,6 +54,12 @@ CASES = (
     (['true'], {'STAND_IN': '125', 'AFTER': '0'}, 1,
      ['not ok 1 - not run, the guest broke', '1..1']),
     (['true'], {'STAND_IN': '126', 'AFTER': '0'}, 0, ['1..0 # SKIP the last words']),
+    # QEMU itself crashes: once is forgiven, and what had ended is not run again.
+    (['true', '--', 'sh', '-c', 'echo 1..1; echo ok 1 - a'],
+     {'STAND_IN': '123', 'AFTER': '6', 'ONCE': 'crashed'}, 0,
+     ['ok 1 - true: exit status 0', 'ok 2 - sh x: a', '1..2']),
+    (['true'], {'STAND_IN': '123', 'AFTER': '0'}, 1,
+     ['not ok 1 - not run, QEMU crashed twice', '1..1']),
     # The engine that does not start gives way to the other; not when it was asked for.
     (['true'], {'M2N_VM_UML': '/nowhere'}, 0, ['ok 1 - exit status 0', '1..1']),
     (['true'], {'M2N_VM_UML': '/nowhere', 'ENGINE': 'uml'}, 1,
@@ -61,6 +70,8 @@ CASES = (
 def run(work, words, env):
     """(exit status, lines that are no comment), with the programs' long labels as `sh x`."""
     env = dict({'M2N_VM_UML': ''}, **env)
+    if 'ONCE' in env:
+        env['ONCE'] = os.path.join(work, env['ONCE'])
     done = subprocess.run(
         [sys.executable, os.path.join(work, 'run_in_vm'), '--engine', env.get('ENGINE', 'auto'),
          '-t', '9', '--'] + words, env=dict(os.environ, **env), capture_output=True, text=True,

@@ -11,8 +11,8 @@
 # user-mode Linux. docs/testing.md says what they need, how fast they are and what the guest looks
 # like; `vm-verbs.sh -h` what the options mean.
 #
-# Exit status: the command's own; 124 timed out; 125 the guest could not be run; 126 something that
-# it needs is missing here.
+# Exit status: the command's own; 123 QEMU itself crashed; 124 timed out; 125 the guest could not
+# be run; 126 something that it needs is missing here.
 set -u
 
 usage()
@@ -266,6 +266,10 @@ run_engine()
 	124 | 137) fail 124 "timed out after $limit s" ;;
 	esac
 	tail -20 "$console" >&2
+	# A guest that panics ends QEMU in good order; a signal is QEMU's own fault.
+	case $status in
+	132 | 134 | 135 | 136 | 139) [ -n "$uml" ] || fail 123 "QEMU crashed ($status)" ;;
+	esac
 	fail 125 "the guest ended with $status, not by the command's end; its console is above"
 }
 
