@@ -44,10 +44,11 @@ void side_run(struct rank *rank, int needs_device, rank_fn fn)
 	struct m2n__mem *mem;
 
 	if (needs_device) {
-		if (m2n__cuda_open(0, &cuda)) /* to the end of the process */
+		if (m2n__cuda_open(0, &cuda))
 			rank_skip(m2n_error_text());
 		expect_ok(m2n__mem_alloc_cuda(cuda, 1, &mem));
 		m2n__mem_free(mem);
+		m2n__cuda_close(cuda);
 	}
 	leak_take(&before);
 	fn(rank);
