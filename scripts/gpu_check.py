@@ -15,6 +15,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,8 +30,10 @@ TOTAL_S = 470
 # By when each part has to be over, so that one that hangs leaves the others their turn.
 MEASURED_BY, TESTED_BY = 300, 390
 PATHS = ('/usr/local/cuda/bin', '/usr/local/cuda/compute-sanitizer', '/opt/cuda/bin')
-# Tests of the suite "double" that are about the stand-ins, or count what only they can count.
-DOUBLE_ONLY = ('*order*', '*copies*', '* missing', 'gpu-check*')
+# Tests of the suite "double" that are about the stand-ins.
+DOUBLE_ONLY = ('* delayed', 'waits *', 'gpu-check*')
+# Programs with a long list of cases, run side by side in parts: by the word that cases begin with.
+LISTS = {'test_conformance': 'tests/conformance', 'test_fault': 'tests/fault'}
 # Programs of kernels, for compute-sanitizer.
 KERNEL_TESTS = ('unit kernel_cuda*', 'unit plan_cuda*')
 
@@ -181,6 +184,9 @@ def build(check):
                '-Dcmocka=' + ('auto' if check.cmocka else 'disabled'),
                '-Dauth=' + ('enabled' if check.sodium else 'disabled'),
                '-Dcuda=' + ('enabled' if check.which('nvcc') else 'disabled')]
+    with open(os.path.join(ROOT, 'meson_options.txt'), encoding='utf-8') as text:
+        if "option('consumers'" in text.read():
+            options.append('-Dconsumers=disabled')
     shutil.rmtree(check.build, ignore_errors=True)
     for name, command, limit in (
             ('configure', ['meson', 'setup', check.build, ROOT, *options], 60),
@@ -234,6 +240,19 @@ def list_tests(check):
     return tests
 
 
+def parts_of(test):
+    """The test as itself, or a program of LISTS in its parts."""
+    name, command, env, limit = test
+    folder = LISTS.get(os.path.basename(command[0]))
+    words = set()
+    for path in glob.glob(os.path.join(ROOT, folder, 'case_*.c')) if folder else ():
+        with open(path, encoding='utf-8') as text:
+            words |= set(re.findall(r'^\s*\{"([a-z ]+:) ', text.read(), re.M))
+    if not words:
+        return [test]
+    return [(f'{name}, {word[:-1]}', [*command, word], env, limit) for word in sorted(words)]
+
+
 def run_test(check, counter, test):
     name, command, env, limit = test
     if not os.path.exists(command[0]):
@@ -255,7 +274,9 @@ def run_tests(check):
     tests = list_tests(check)
     if check.args.doubles:  # enough to see that this program still works
         tests = [test for test in tests if test[0].startswith('unit')][:2]
-    workers = 2 if check.args.doubles else 6
+    else:
+        tests = [part for test in tests for part in parts_of(test)]
+    workers = 2 if check.args.doubles else 8
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for name, status, seconds, more in pool.map(
                 lambda test: run_test(check, counter, test), tests):
