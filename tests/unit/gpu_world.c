@@ -355,6 +355,18 @@ static int32_t next_id(const struct config *c, uint32_t s, uint32_t k, int32_t b
 	}
 }
 
+/* Values that break casts: infinities, NaN, the smallest, the largest; and blocks of zeros. */
+static void spoil(uint8_t *row, size_t n_values)
+{
+	static const uint16_t bits[] = {0x7f80, 0xff80, 0x7fc1, 0x0001, 0x8000, 0x7f7f, 0x0080};
+
+	for (size_t i = 0; i < n_values; i++)
+		if (world_random() % 23 == 0)
+			memcpy(row + 2 * i, &bits[world_random() % 7], 2);
+	if (n_values > 200 && world_random() % 2)
+		memset(row + 256, world_random() % 2, 2 * (n_values - 128));
+}
+
 void world_route(struct world *w, uint32_t s)
 {
 	const struct config *c = &w->c;
@@ -376,6 +388,8 @@ void world_route(struct world *w, uint32_t s)
 			row[i] = (uint8_t)world_random();
 		if (has_values)
 			world_fill(dtype, row, given / m2n__dtype_bytes(dtype));
+		if (c->cast && t % 2)
+			spoil(row, c->row_bytes);
 		for (size_t i = 0; i < c->scale_bytes; i++)
 			source->scales[t * source->scale_stride + i] = (uint8_t)world_random();
 		world_fill(c->dtype, source->residual + t * source->out_stride, w->shape.n_values);
