@@ -180,13 +180,10 @@ def build(check):
     """Configures and builds. False: it cannot be built."""
     if check.args.build:
         return True
-    options = ['-Dmpi=disabled', '-Dtests=true',
+    options = ['-Dmpi=disabled', '-Dconsumers=disabled', '-Dtests=true',
                '-Dcmocka=' + ('auto' if check.cmocka else 'disabled'),
                '-Dauth=' + ('enabled' if check.sodium else 'disabled'),
                '-Dcuda=' + ('enabled' if check.which('nvcc') else 'disabled')]
-    with open(os.path.join(ROOT, 'meson_options.txt'), encoding='utf-8') as text:
-        if "option('consumers'" in text.read():
-            options.append('-Dconsumers=disabled')
     shutil.rmtree(check.build, ignore_errors=True)
     for name, command, limit in (
             ('configure', ['meson', 'setup', check.build, ROOT, *options], 60),
