@@ -386,7 +386,7 @@ int m2n_channel_counters(struct m2n_channel *ch, enum m2n_direction direction, i
 	struct m2n_counters *sent, struct m2n_counters *received)
 {
 	struct m2n_exchange *x;
-	int found = 0;
+	int found = 0, rc = 0;
 
 	if (!ch || (unsigned)direction > M2N_COMBINE)
 		return m2n__error(-EINVAL, "m2n_channel_counters: channel is NULL or direction %d",
@@ -396,12 +396,20 @@ int m2n_channel_counters(struct m2n_channel *ch, enum m2n_direction direction, i
 		memset(sent, 0, sizeof(*sent));
 	if (received)
 		memset(received, 0, sizeof(*received));
-	for (size_t i = 0; i < x->n_tx; i++)
-		if (x->tx[i].peer->rank == rank && ++found && sent)
-			m2n__tally_read(&x->tx[i].tally, sent);
-	for (size_t i = 0; i < x->n_rx; i++)
-		if (x->rx[i].peer->rank == rank && ++found && received)
-			m2n__tally_read(&x->rx[i].tally, received);
+	for (size_t i = 0; i < x->n_tx; i++) {
+		if (x->tx[i].peer->rank != rank || !++found || !sent)
+			continue;
+		m2n__tally_read(&x->tx[i].tally, sent);
+		rc = x->gpu ? m2n__gpu_count(x->gpu, 1, i, sent) : 0;
+	}
+	for (size_t i = 0; i < x->n_rx && !rc; i++) {
+		if (x->rx[i].peer->rank != rank || !++found || !received)
+			continue;
+		m2n__tally_read(&x->rx[i].tally, received);
+		rc = x->gpu ? m2n__gpu_count(x->gpu, 0, i, received) : 0;
+	}
+	if (rc)
+		return rc;
 	return found ? 0 : m2n__error(-EINVAL, "%s: no link with rank %d", ch->title, rank);
 }
 

@@ -44,6 +44,7 @@ struct m2n__gpu_links {
 	_Atomic uint64_t *arrived;    /* pinned [n_rx, 2 * n_slots] */
 	uint64_t *seen;               /* device [n_rx, 2 * n_slots] */
 	uint64_t *zeros;              /* [2 * n_slots] */
+	struct m2n__gpu_count *tx_counts, *rx_counts; /* device [n_tx], [n_rx] */
 	atomic_int is_messaging;      /* one of them is, or was */
 };
 
@@ -119,6 +120,9 @@ int m2n__gpu_map_add(struct m2n__gpu *gpu, struct m2n_map *map);
 const struct m2n__gpu_map *m2n__gpu_map(const struct m2n__gpu *gpu, const struct m2n_map *map);
 
 /* core/gpu_link.c. Under lock. */
+/* What passed over a link so far: number `i` of tx or rx. */
+int m2n__gpu_count(struct m2n__gpu_links *links, int is_tx, size_t i,
+	struct m2n_counters *counters);
 int m2n__gpu_links_changed(struct m2n__gpu_links *links);
 /* Is work queued that may write to peers? Then no connection is given up. */
 int m2n__gpu_is_busy(const struct m2n__gpu *gpu);

@@ -130,6 +130,8 @@ static void place_links(struct m2n__gpu_links *links, struct span *device)
 
 	links->tx_table = take(device, x->n_tx, sizeof(*links->tx_table));
 	links->rx_table = take(device, x->n_rx, sizeof(*links->rx_table));
+	links->tx_counts = take(device, x->n_tx, sizeof(*links->tx_counts));
+	links->rx_counts = take(device, x->n_rx, sizeof(*links->rx_counts));
 	links->seen = take(device, x->n_rx * 2 * x->spec.n_slots, sizeof(*links->seen));
 }
 

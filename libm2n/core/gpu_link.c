@@ -149,6 +149,20 @@ int m2n__gpu_links_changed(struct m2n__gpu_links *links)
 	return rc;
 }
 
+int m2n__gpu_count(struct m2n__gpu_links *links, int is_tx, size_t i, struct m2n_counters *counters)
+{
+	const struct m2n__gpu_count *at = is_tx ? &links->tx_counts[i] : &links->rx_counts[i];
+	struct m2n__gpu_count now;
+	int rc = m2n__cuda_read(links->gpu->cuda, &now, at, sizeof(now));
+
+	if (rc)
+		return rc;
+	counters->n_rounds = now.n_rounds;
+	counters->n_rows = now.n_rows;
+	counters->bytes = now.bytes;
+	return 0;
+}
+
 static int side_is_busy(const struct m2n__gpu *gpu, const struct m2n__gpu_side *side)
 {
 	return side->has_work && gpu->cuda->driver->event_query(side->event) == M2N__CU_NOT_READY;

@@ -155,6 +155,7 @@ static void fill_dispatch(struct m2n__gpu *gpu, const struct m2n_dispatch_send_p
 		.rounds = address_of(gpu->rounds),
 		.places = address_of(gpu->places),
 		.part = address_of(gpu->part),
+		.counts = address_of(gpu->dispatch.tx_counts),
 		.report = address_of(&gpu->reports[M2N__GPU_REPORT_SEND]),
 		.has_mask = p->mask != NULL,
 	};
@@ -185,8 +186,8 @@ int m2n__gpu_dispatch_send(struct m2n__gpu *gpu, const struct m2n_dispatch_send_
 	atomic_store_explicit(&ch->next_send, round + 1, memory_order_seq_cst);
 	while (atomic_load_explicit(&ch->dispatch->linking, memory_order_seq_cst))
 		;
-	rc = m2n__gpu_launch(gpu, m2n__gpu_dispatch_kernel(&args), p->plan->device->n_tokens,
-		p->stream, &args);
+	rc = m2n__gpu_launch(
+		gpu, m2n__gpu_dispatch_kernel(&args), p->plan->device->n_tokens, p->stream, &args);
 	m2n__gpu_end(gpu, &gpu->source, p->stream);
 	if (rc) {
 		atomic_store_explicit(&ch->next_send, round, memory_order_seq_cst);
@@ -209,6 +210,7 @@ static void fill_recv(struct m2n__gpu *gpu, const struct m2n_dispatch_recv_param
 		.rx = address_of(gpu->dispatch.rx_table),
 		.alive = address_of(gpu->dispatch.alive),
 		.rounds = address_of(gpu->rounds),
+		.counts = address_of(gpu->dispatch.rx_counts),
 		.report = address_of(&gpu->reports[M2N__GPU_REPORT_RECV]),
 		.ticket = gpu->batch_ticket[index],
 		.timeout_ns = device_timeout(gpu, p->timeout_ns),
@@ -294,6 +296,7 @@ int m2n__gpu_combine_send(struct m2n__gpu *gpu, const struct m2n_combine_send_pa
 		.rx = address_of(gpu->dispatch.rx_table),
 		.tx = address_of(gpu->reply.tx_table),
 		.rounds = address_of(gpu->rounds),
+		.counts = address_of(gpu->reply.tx_counts),
 		.report = address_of(&gpu->reports[M2N__GPU_REPORT_REPLY]),
 		.n_local = b->n_local,
 	};
@@ -348,6 +351,7 @@ static void fill_combine(struct m2n__gpu *gpu, const struct m2n_combine_recv_par
 		.answered = address_of(gpu->answered),
 		.rounds = address_of(gpu->rounds),
 		.held = address_of(gpu->held),
+		.counts = address_of(gpu->reply.rx_counts),
 		.report = address_of(&gpu->reports[M2N__GPU_REPORT_COMBINE]),
 		.weights = address_of(p->weights),
 		.unit_weights = p->unit_weights || ch->p.reduce_at_expert,

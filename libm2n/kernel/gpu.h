@@ -154,6 +154,11 @@ struct m2n__gpu_report {
 	uint64_t peers[M2N__GPU_MASK_WORDS]; /* whom it is about */
 };
 
+/* What passed over a link. Device [peers]; one writer kernel, in stream order. */
+struct m2n__gpu_count {
+	uint64_t n_rounds, n_rows, bytes;
+};
+
 /* ---- plan ---------------------------------------------------------------------------------- */
 
 /* A plan; arrays in device memory. Row order: rank, local expert, token, k. */
@@ -233,6 +238,7 @@ struct m2n__gpu_dispatch_args {
 	uint64_t places;       /* device u32 [depth]: region slot of the replies of each slot; NONE:
 				* nothing can be sent (-ENOBUFS is reported) */
 	uint64_t part;         /* device u64 [depth, MASK_WORDS]: out */
+	uint64_t counts;       /* device struct m2n__gpu_count [n_ranks] */
 	uint64_t report;       /* pinned struct m2n__gpu_report */
 	uint32_t has_mask;
 	uint32_t reserved;
@@ -282,6 +288,7 @@ struct m2n__gpu_recv_args {
 	struct m2n__gpu_batch batch;
 	uint64_t rx;       /* device struct m2n__gpu_rx [n_sources] */
 	uint64_t alive;    /* pinned u32 [n_sources]: 0: down; read while waiting */
+	uint64_t counts;   /* device struct m2n__gpu_count [n_sources] */
 	uint64_t rounds;
 	uint64_t report;
 	uint64_t ticket;
@@ -305,6 +312,7 @@ struct m2n__gpu_reply_args {
 	uint64_t row_stride;
 	uint64_t rx;     /* for the slot's index and weights */
 	uint64_t tx;     /* device struct m2n__gpu_tx [n_sources] of the reply exchange */
+	uint64_t counts; /* device struct m2n__gpu_count [n_sources] */
 	uint64_t rounds; /* ticket only */
 	uint64_t report;
 	uint32_t n_local;
@@ -327,6 +335,7 @@ struct m2n__gpu_combine_args {
 	struct m2n__gpu_plan plan;
 	uint64_t rx;       /* device struct m2n__gpu_rx [n_ranks] of the reply exchange */
 	uint64_t alive;    /* pinned u32 [n_ranks] */
+	uint64_t counts;   /* device struct m2n__gpu_count [n_ranks] */
 	uint64_t region;   /* device, own: [n_region_slots] */
 	uint64_t places;   /* device u32 [depth] */
 	uint64_t held;     /* pinned u32 [2 * depth]: 1: ranks that were given up may still write to

@@ -35,6 +35,8 @@ DEVICE uint32_t await_rank(
 	if (state == PEER_PRESENT) {
 		state = head->n_rows == n && !head->flags ? PEER_PRESENT : PEER_DEAD;
 		take(w, rank, head);
+		count_round(args->counts, rank, head->n_rows,
+			head->n_rows * args->shape.out_row_bytes);
 	}
 	if (state == PEER_ABSENT)
 		state = PEER_DEAD; /* replaced: this round's replies do not come */

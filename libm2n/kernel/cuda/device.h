@@ -180,6 +180,18 @@ DEVICE struct layout lay_out(
 	return l;
 }
 
+/* One thread: a round with a peer has passed. `counts` 0: nobody counts. */
+DEVICE void count_round(uint64_t counts, uint32_t peer, uint64_t n_rows, uint64_t bytes)
+{
+	struct m2n__gpu_count *count = at<struct m2n__gpu_count>(counts, peer);
+
+	if (!counts)
+		return;
+	count->n_rounds++;
+	count->n_rows += n_rows;
+	count->bytes += bytes;
+}
+
 /* Says what went wrong; one thread. `peers`: MASK_WORDS words. */
 DEVICE void tell(uint64_t report, uint64_t round, int32_t code, uint32_t n_rows,
 	const uint64_t *peers)

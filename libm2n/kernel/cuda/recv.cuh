@@ -142,6 +142,10 @@ DEVICE void take_sources(
 
 			*at<uint32_t>(args->batch.source_rows, s) = here ? a->n_rows[s] : 0;
 			*at<uint32_t>(args->batch.source_sent, s) = here ? a->n_sent[s] : 0;
+			if (here)
+				count_round(args->counts, s, a->n_rows[s],
+					a->n_sent[s] * (args->shape.row_bytes +
+							       args->shape.scale_bytes));
 		}
 	}
 }

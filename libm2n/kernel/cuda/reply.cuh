@@ -216,6 +216,7 @@ DEVICE void signal_source(
 	head->sink = source;
 	head->n_body_puts = tx->post && body_bytes;
 	head->flags = head->reserved[0] = head->reserved[1] = 0;
+	count_round(args->counts, source, n, body_bytes);
 	/* R22: replies before their signal, pairs with A20 in wait.cuh. */
 	release_store_sys(&head->signal, round + 1);
 	if (tx->post) {
