@@ -202,7 +202,8 @@ def build(check):
 def last_words(output):
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     bad = [line for line in lines if 'error' in line.lower() or line.startswith('not ok')]
-    return (bad or lines or ['no output'])[-1][:200]
+    why = [line for line in lines if ' skips: ' in line]
+    return (bad or why or lines or ['no output'])[-1][:200]
 
 
 def load_counter():
@@ -259,6 +260,8 @@ def run_test(check, counter, test):
     counts = counter.count_cases(output)
     if status == 77:
         return name, 'skipped', seconds, {'reason': last_words(output)}
+    if 'kernels run on: the emulation' in output:
+        return name, 'failed', seconds, {'reason': 'the kernels did not run on the GPU'}
     if status == 0:
         return name, 'passed', seconds, {'counts': counts or (1, 0, 0)}
     counts = counts or (0, 1, 0)
@@ -289,6 +292,8 @@ def sanitize_one(check, tool, kind, test):
     full = [tool, '--tool', kind, '--error-exitcode', '1', *command]
     status, output, seconds = check.run(full, 75, env, check.build)
     check.log('sanitizer.log', f'== {" ".join(full)}\n{output}== status {status}\n')
+    if 'kernels run on: the emulation' in output:
+        return what, 'skipped', seconds, {'reason': 'the kernels did not run on the GPU'}
     if status == 0:
         return what, 'passed', seconds, {}
     if status is None and 'ERROR SUMMARY' not in output and '=========     ' not in output:
