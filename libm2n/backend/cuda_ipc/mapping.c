@@ -3,9 +3,10 @@
  * The importer's side: memory of other processes, mapped once for each device of this process,
  * however many keys lie in it. A mapping outlives the process whose memory it is.
  *
- * To unmap may wait for all that the device has been told to do, and so for kernels that wait for
- * peers. So what nobody uses stays mapped, and is found again, until its process has ended (whose
- * memory is wanted back), too much is idle, or the last iface of the device is closed.
+ * To unmap may wait for all that the device has been told to do, and with ranks as threads so for
+ * kernels of another rank. So while a device has several ifaces, what nobody uses stays mapped, and
+ * is found again, until its process has ended (whose memory is wanted back), too much is idle, or
+ * the last iface is closed.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -281,11 +282,23 @@ static void prune(const struct m2n__cuda *cuda, unsigned n_kept)
 	}
 }
 
+static struct importer **find_importer(const struct m2n__cuda *cuda)
+{
+	struct importer **at = &importers;
+
+	while (*at && (*at)->context != cuda->context)
+		at = &(*at)->next;
+	return at;
+}
+
 void m2n__ipc_mapping_put(struct m2n__cuda *cuda, struct ipc_mapping *m)
 {
+	const struct importer *i;
+
 	pthread_mutex_lock(&lock);
+	i = *find_importer(cuda);
 	if (!--m->n_users)
-		prune(cuda, MAX_IDLE);
+		prune(cuda, i && i->n_ifaces > 1 ? MAX_IDLE : 0);
 	pthread_mutex_unlock(&lock);
 }
 
@@ -294,8 +307,7 @@ int m2n__ipc_importer_open(const struct m2n__cuda *cuda)
 	struct importer *i;
 
 	pthread_mutex_lock(&lock);
-	for (i = importers; i && i->context != cuda->context;)
-		i = i->next;
+	i = *find_importer(cuda);
 	if (!i) {
 		i = calloc(1, sizeof(*i));
 		if (i) {
@@ -312,12 +324,11 @@ int m2n__ipc_importer_open(const struct m2n__cuda *cuda)
 
 void m2n__ipc_importer_close(const struct m2n__cuda *cuda)
 {
-	struct importer **at = &importers, *i;
+	struct importer **at, *i;
 	int mode, rc;
 
 	pthread_mutex_lock(&lock);
-	while ((*at)->context != cuda->context)
-		at = &(*at)->next;
+	at = find_importer(cuda);
 	i = *at;
 	if (!--i->n_ifaces) {
 		*at = i->next;
