@@ -204,6 +204,7 @@ static void check_broken(struct rank *rank)
 
 	expect_ok(job_open(&jr, rank, rank->arg));
 	one_round(&jr, 0);
+	rank_barrier(rank);
 	jr.tolerant = 1;
 	if (rank->rank == 1)
 		break_device(&jr);

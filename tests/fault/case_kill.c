@@ -60,11 +60,9 @@ static void die_at(struct rank *rank, uint32_t round, enum step step)
 static void check_name(struct rank *rank, int status)
 {
 	const struct kill_test *test = rank->arg;
-	char name[32];
 
-	snprintf(name, sizeof(name), "rank %d", test->victim);
 	if (status == M2N_PARTIAL)
-		expect_text(name);
+		expect_rank_named(test->victim);
 }
 
 static void be_expert(struct rank *rank, struct job_rank *jr)

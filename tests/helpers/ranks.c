@@ -167,6 +167,24 @@ void expect_text_at(const char *file, int line, const char *words)
 		rank_fail(file, line, "error text \"%s\" lacks \"%s\"", m2n_error_text(), words);
 }
 
+void expect_rank_named_at(const char *file, int line, int rank)
+{
+	const char *at = m2n_error_text();
+
+	while ((at = strstr(at, "rank"))) {
+		char *end;
+		long n;
+
+		at += at[4] == 's' ? 5 : 4;
+		for (n = strtol(at, &end, 10); end != at; n = strtol(at, &end, 10)) {
+			if (n == rank)
+				return;
+			at = end;
+		}
+	}
+	rank_fail(file, line, "error text \"%s\" does not name rank %d", m2n_error_text(), rank);
+}
+
 int rank_open(struct rank *rank)
 {
 	struct m2n_ctx_params ctx_params = M2N_CTX_PARAMS_INIT;
@@ -202,6 +220,16 @@ void rank_close(struct rank *rank)
 /* Whatever LeakSanitizer knows; absent without it. */
 int __lsan_do_recoverable_leak_check(void) __attribute__((weak));
 
+static void set_nccl_host(int rank)
+{
+	char host[32];
+
+	snprintf(host, sizeof(host), "m2n-test-%d", rank);
+	setenv("NCCL_HOSTID", host, 1);
+	setenv("NCCL_NET", "Socket", 1);
+	setenv("NCCL_SOCKET_IFNAME", "lo", 1);
+}
+
 static void run_child(struct ranks *ranks, int n, rank_fn fn)
 {
 	struct rank rank = {
@@ -221,6 +249,8 @@ static void run_child(struct ranks *ranks, int n, rank_fn fn)
 
 	own_page = ranks->page;
 	own_rank = n;
+	if (ranks->opts.nccl_hosts)
+		set_nccl_host(n);
 	if (ranks->opts.uses_device)
 		expect_ok(device_open());
 	leak_take(&before);

@@ -45,6 +45,7 @@ struct ranks_opts {
 	const char *secret;
 	enum m2n_memory memory; /* for struct rank */
 	int uses_device; /* opens the CUDA device first: what the driver keeps is no leak */
+	int nccl_hosts; /* each rank another host, as NCCL sees it */
 	int bare; /* the rank function opens and joins by itself */
 	int no_leak_check;
 	int deadline_s; /* 0: 40 */
@@ -116,5 +117,8 @@ void rank_close(struct rank *rank);
 /* m2n_error_text() holds the words, anywhere. */
 void expect_text_at(const char *file, int line, const char *words);
 #define expect_text(words) expect_text_at(__FILE__, __LINE__, words)
+/* m2n_error_text() names the rank: "rank 3", or "ranks 1 3". */
+void expect_rank_named_at(const char *file, int line, int rank);
+#define expect_rank_named(rank) expect_rank_named_at(__FILE__, __LINE__, rank)
 
 #endif

@@ -157,6 +157,12 @@ static void choose(struct conf *conf, const char *argument)
 		return;
 	conf->opts.uses_device = 1;
 	setenv("M2N_CUDA_DEVICE", "0", 0);
+	if (!strcmp(argument, "nccl")) { /* all ranks are on one device */
+		setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1", 0);
+		setenv("NCCL_MAX_CTAS", "2", 0);
+		setenv("NCCL_NVLS_ENABLE", "0", 0);
+		conf->opts.nccl_hosts = getenv("TESTS_NCCL_HOSTS") != NULL;
+	}
 	/* Streams that share a hardware queue wait for each other; a rank has several. */
 	setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
 }
