@@ -35,10 +35,12 @@ enum perf_format {
 #define PERF_COMPARE_IB_WRITE_LAT 16u
 #define PERF_COMPARE_UCX_PERFTEST 32u
 #define PERF_COMPARE_NCCL 64u
+#define PERF_COMPARE_IB_SEND_LAT 128u
 /* Those that are programs of others, run as children. */
 #define PERF_COMPARE_TOOLS \
-	(PERF_COMPARE_IB_WRITE_BW | PERF_COMPARE_IB_WRITE_LAT | PERF_COMPARE_UCX_PERFTEST)
-#define PERF_N_COMPARE 7
+	(PERF_COMPARE_IB_WRITE_BW | PERF_COMPARE_IB_WRITE_LAT | PERF_COMPARE_IB_SEND_LAT | \
+		PERF_COMPARE_UCX_PERFTEST)
+#define PERF_N_COMPARE 8
 
 struct perf_args {
 	enum perf_test test;

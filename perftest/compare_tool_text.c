@@ -3,9 +3,9 @@
  * The texts of other people's programs: the command lines that they are given and the tables that
  * they print.
  *
- * ib_write_bw, ib_write_lat: after a line "#bytes ..." one line of numbers for a size. With
- * --report_gbits bandwidth is in 10^9 bits. ucx_perftest -f: one line of numbers at the end, its MB
- * are 2^20 bytes.
+ * ib_write_bw, ib_write_lat, ib_send_lat: after a line "#bytes ..." one line of numbers for a
+ * size. With --report_gbits bandwidth is in 10^9 bits. ucx_perftest -f: one line of numbers at the
+ * end, its MB are 2^20 bytes.
  */
 #include <ctype.h>
 #include <inttypes.h>
@@ -132,6 +132,7 @@ static bool parse_row(
 			figure->value = columns[1] * size / (double)task->measured_s / 1e9;
 		break;
 	case PERF_IB_WRITE_LAT: /* bytes, iterations, min, max, typical, avg, dev, 99, 99.9 % */
+	case PERF_IB_SEND_LAT:
 		if (n != 9 || columns[0] != size)
 			return false;
 		figure->value = columns[4];

@@ -11,7 +11,7 @@ device, M2N_VERBS_DEVICES names it, or the guest of tests/vm:
 
   tests/vm/vm-verbs.sh -m 4G -t 1800 -o OUT -- python3 scripts/bars_net.py BUILD OUT
 
-and runs beside ib_write_bw and ib_write_lat on the same device. Without --part every part that can
+and runs beside ib_write_bw, ib_write_lat and ib_send_lat on the same device. Without --part every part that can
 run does. A figure is the median of --runs runs of m2n_perf, each of which alternates between ours
 and the yardstick. Writes OUT/bars_PART.md, OUT/bars_PART.json and each run's JSON. Exits 0
 whatever the figures are; 1 when one could not be taken.
@@ -136,15 +136,20 @@ def bars_verbs(part):
                  part.cases(f'verbs_bw_{size}', arguments, env), 0, 'ib_write_bw', 0.95, True,
                  arguments, env)
     arguments = ['lat', *base, '--sizes', '64', '--iters', '2000' if quick else '10000',
-                 '--compare', 'ib_write_lat']
-    part.row('verbs, one-way latency at 64 B over ib_write_lat',
-             part.cases('verbs_lat_64', arguments, env), 0, 'ib_write_lat', 1.2, False, arguments,
-             env)
-    arguments = ['bw', *base, '-M', '4', '-N', '4', '--sizes', '64K', '--iters',
-                 '10' if quick else '40', '--reps', '3', '--compare', 'ib_write_bw']
-    part.row('verbs, M=N=4 at 64K over four ib_write_bw at once',
-             part.cases('verbs_bw_4x4', arguments, env), 0, 'ib_write_bw', 0.9, True, arguments,
-             env)
+                 '--compare', 'ib_write_lat,ib_send_lat']
+    runs = part.cases('verbs_lat_64', arguments, env)
+    part.row('verbs, one-way latency at 64 B over ib_write_lat', runs, 0, 'ib_write_lat', 1.2,
+             False, arguments, env)
+    part.row('verbs, the same over ib_send_lat, which takes completions as ours does', runs, 0,
+             'ib_send_lat', None, False, arguments, env)
+    # The tool has 128 messages on their way to a peer that sleeps; with three, ours waits for
+    # eight ranks to have had their turn on the guest's processors.
+    for depth, limit in (('16', 0.9), ('3', None)):
+        arguments = ['bw', *base, '-M', '4', '-N', '4', '--sizes', '64K', '--depth', depth,
+                     '--iters', '10' if quick else '40', '--reps', '3', '--compare', 'ib_write_bw']
+        part.row(f'verbs, M=N=4 at 64K, depth {depth}, over four ib_write_bw at once',
+                 part.cases('verbs_bw_4x4_' + depth, arguments, env), 0, 'ib_write_bw', limit, True,
+                 arguments, env)
     # The tool exchanges addresses itself, and makes queues for its five messages.
     env = dict(env, M2N_VERBS_CONNECT='exchange', M2N_VERBS_SQ='8', M2N_TIMEOUT='240s')
     ranks = '16' if quick else '64'

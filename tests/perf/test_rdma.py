@@ -51,6 +51,8 @@ def main():
     cases = compare('ib_write_lat', 'lat', '--sizes', '64', '--iters', '200', '--reps', '2')
     if cases is not None:
         assert cases[0]['compare'][0]['p99_us'] >= cases[0]['compare'][0]['p50_us'], cases
+    cases = compare('ib_send_lat', 'lat', '--sizes', '64', '--iters', '200', '--reps', '2')
+    assert cases is None or cases[0]['compare'][0]['p50_us'] > 0, cases
     # These two do not depend on its clock.
     cases = compare('ib_write_bw', 'bw', '-M', '2', '-N', '2', '--sizes', '64K', '--iters', '5',
                     '--reps', '1')

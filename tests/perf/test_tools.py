@@ -28,7 +28,7 @@ class Fakes:
     def __init__(self, folder):
         self.folder = folder
         self.log = os.path.join(folder, 'log')
-        for name in ('ib_write_bw', 'ib_write_lat', 'ucx_perftest'):
+        for name in ('ib_write_bw', 'ib_write_lat', 'ib_send_lat', 'ucx_perftest'):
             os.symlink(os.path.join(HERE, 'fake_tool.py'), os.path.join(folder, name))
 
     def environment(self, output, **more):
@@ -72,6 +72,9 @@ def check_figures(fakes):
         case['compare'][0]['ratio_min'] < case['compare'][0]['ratio_max'], case
     one = only_yardstick(fakes.run(LAT, 'ib_write_lat')[0], 'ib_write_lat', None)
     assert one['p50_us'] == 17.46 and one['p99_us'] == 99.1, one
+    both = fakes.run([*LAT[:-1], 'ib_write_lat,ib_send_lat'], 'ib_send_lat')[0]
+    assert [(c['name'], c['p50_us'], c['p99_us']) for c in only_case(both)['compare']] == [
+        ('ib_write_lat', 9.73, 19710.31), ('ib_send_lat', 9.73, 19710.31)], both
     ucx = [*BW[:-1], 'ucx_perftest']
     one = only_yardstick(fakes.run(ucx, 'ucx_perftest_bw')[0], 'ucx_perftest', 'ucp_put_bw')
     assert close_to(one['p50_us'], 65536 / (460.62 * 1.048576)) and one['p99_us'] is None, one
