@@ -400,8 +400,6 @@ DEVICE void signal_rank(const struct m2n__gpu_dispatch_args *args, uint32_t rank
 	head->sink = args->shape.self_source;
 	head->n_body_puts = head->flags = 0;
 	head->reserved[0] = head->reserved[1] = 0;
-	count_round(args->counts, rank, head->n_rows,
-		head->n_sent * (args->shape.row_bytes + args->shape.scale_bytes));
 	/* R20: all of the slot before its signal, pairs with A20 in recv.cuh, A1 in core/link.h. */
 	release_store_sys(&head->signal, round + 1);
 	if (tx->post) {
@@ -412,6 +410,9 @@ DEVICE void signal_rank(const struct m2n__gpu_dispatch_args *args, uint32_t rank
 		/* R21: staging and post before seq, pairs with the progress thread's load. */
 		release_store_sys(&post->seq, round + 1);
 	}
+	count_round(args->counts, rank, rows_of(args->plan.rank_first, rank),
+		rows_of(args->plan.unique_first, rank) *
+			(args->shape.row_bytes + args->shape.scale_bytes));
 }
 
 /* The last block: heads, signals, and who got them. */

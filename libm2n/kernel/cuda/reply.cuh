@@ -216,7 +216,6 @@ DEVICE void signal_source(
 	head->sink = source;
 	head->n_body_puts = tx->post && body_bytes;
 	head->flags = head->reserved[0] = head->reserved[1] = 0;
-	count_round(args->counts, source, n, body_bytes);
 	/* R22: replies before their signal, pairs with A20 in wait.cuh. */
 	release_store_sys(&head->signal, round + 1);
 	if (tx->post) {
@@ -228,6 +227,7 @@ DEVICE void signal_source(
 		/* R21: staging and post before seq, pairs with the progress thread's load. */
 		release_store_sys(&post->seq, round + 1);
 	}
+	count_round(args->counts, source, n, body_bytes);
 }
 
 /* Present, but the link of its replies has gone. */
