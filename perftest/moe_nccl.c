@@ -17,6 +17,7 @@
 #include "moe_gpu.h"
 
 #define MULTI_RANK_VERSION 23000
+#define MULTI_RANK_CTAS 96 /* of all ranks on a GPU: fewer than it has multiprocessors */
 
 struct moe_nccl {
 	void *comm;
@@ -52,10 +53,15 @@ bool moe_nccl_usable(struct perf_job *job)
 		return true;
 	}
 	if (m2n__nccl.version >= MULTI_RANK_VERSION) {
+		/* Kernels of all ranks wait for each other and must be resident together. */
+		unsigned n_ctas = (unsigned)(MULTI_RANK_CTAS / perf_n_ranks(args));
+		char ctas[16];
+		snprintf(ctas, sizeof(ctas), "%u", n_ctas > 0 ? n_ctas : 1);
 		setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1", 0);
 		setenv("NCCL_NVLS_ENABLE", "0", 0);
-		setenv("NCCL_MAX_CTAS", "4", 0);
-		snprintf(how, how_bytes, "NCCL %s, NCCL_MULTI_RANK_GPU_ENABLE=1", version);
+		setenv("NCCL_MAX_CTAS", ctas, 0);
+		snprintf(how, how_bytes, "NCCL %s, NCCL_MULTI_RANK_GPU_ENABLE=1, %s CTAs a rank",
+			version, ctas);
 		return true;
 	}
 	if (args->threads) {

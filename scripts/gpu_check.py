@@ -355,6 +355,7 @@ def measure(check):
     env = {}
     if check.args.doubles:
         env['LD_LIBRARY_PATH'] = os.path.join(check.build, 'tests', 'doubles')
+        env['M2N_DOUBLE_NCCL_VERSION'] = '23007'  # threads may share a GPU
     for name, limit, arguments in PERF_DOUBLES if check.args.doubles else PERF:
         if name == 'moe_nccl' and any('libnccl' in line for line in check.missing):
             check.add('perf', name, 'skipped', 0, reason='no libnccl.so.2')
