@@ -11,10 +11,10 @@ device, M2N_VERBS_DEVICES names it, or the guest of tests/vm:
 
   tests/vm/vm-verbs.sh -m 4G -t 1800 -o OUT -- python3 scripts/bars_net.py BUILD OUT
 
-and runs beside ib_write_bw, ib_write_lat and ib_send_lat on the same device. Without --part every part that can
-run does. A figure is the median of --runs runs of m2n_perf, each of which alternates between ours
-and the yardstick. Writes OUT/bars_PART.md, OUT/bars_PART.json and each run's JSON. Exits 0
-whatever the figures are; 1 when one could not be taken.
+and runs beside ib_write_bw, ib_write_lat and ib_send_lat on the same device. Without --part every
+part that can run does. A figure is the median of --runs runs of m2n_perf, each of which alternates
+between ours and the yardstick. Writes OUT/bars_PART.md, OUT/bars_PART.json and each run's JSON.
+Exits 0 whatever the figures are; 1 when one could not be taken.
 """
 import argparse
 import json
@@ -110,11 +110,13 @@ def bars_ucx(part):
         # cma moves bulk data only; what is small needs a transport beside it.
         env = {'UCX_TLS': 'cma,posix' if transport == 'cma' else transport}
         arguments = ['bw', '--backend', 'ucx', '--sizes', '64K:1M', '--iters',
-                     '20' if quick else '100', '--compare', 'ucx_perftest']
+                     '20' if quick else '100', '--compare', 'ucx,ucx_perftest']
         runs = part.cases(f'ucx_{transport}_bw', arguments, env)
         for case, size in enumerate(('64K', '128K', '256K', '512K', '1M')):
             part.row(f'ucx over {transport}, bandwidth at {size} over ucp_put_bw', runs, case,
                      'ucx_perftest', 0.95, True, arguments, env)
+            part.row(f'ucx over {transport}, bandwidth at {size} over puts with flags into as many '
+                     'slots, which a receiver reads', runs, case, 'ucx', None, True, arguments, env)
         for size in ('64', '4096'):
             arguments = ['lat', '--backend', 'ucx', '--sizes', size, '--iters',
                          '1000' if quick else '5000', '--compare', 'ucx,ucx_perftest']
