@@ -70,7 +70,6 @@ static void nap(struct m2n__wait *w, int64_t now)
 	} else {
 		sleeper->ops->wait(sleeper, w->ticket, left < nap_ns ? left : nap_ns);
 		disarm(w);
-		m2n__ctx_poll(w->ctx);
 	}
 }
 
