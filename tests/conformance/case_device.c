@@ -318,13 +318,16 @@ static void come_late(struct rank *rank, struct job_rank *jr)
 	jr->dead = 1;
 	jr->timeout_ns = 50000000;
 	for (uint32_t round = LATE_ROUND; round < LATE_ROUND + 3; round++) {
+		uint64_t before = jr->n_missing + jr->n_dropped;
 		int status = job_send(jr, round);
 
 		if (status < 0)
 			rank_fail(__FILE__, __LINE__, "send: %s", m2n_error_text());
 		status = job_combine(jr, round);
-		expect(status == -ETIMEDOUT || status == M2N_PARTIAL);
-		expect_rank_named(2);
+		if (status)
+			expect_rank_named(2);
+		/* Without a result of this kind its rows had nowhere to go from the start. */
+		expect(status == -ETIMEDOUT || jr->n_missing + jr->n_dropped > before);
 	}
 	do {
 		(void)m2n_ctx_progress(rank->ctx);

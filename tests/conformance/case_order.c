@@ -8,7 +8,7 @@
 
 #include "conformance/conformance.h"
 #include "helpers/device.h"
-#include "helpers/job_run.h"
+#include "helpers/job_device.h"
 
 static const struct job small_job = {
 	.name = "small",
@@ -389,6 +389,7 @@ static void check_counters(struct rank *rank)
 
 	expect_ok(job_open(&jr, rank, &counted_job));
 	job_rounds(&jr);
+	job_device_settle(&jr); /* counted when the device has come to it */
 	for (int i = 0; i < 2; i++) {
 		int source = jr.source >= 0 ? jr.source : i;
 		int expert = jr.source >= 0 ? i : jr.expert;

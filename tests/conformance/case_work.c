@@ -9,7 +9,7 @@
 
 #include "conformance/conformance.h"
 #include "core/context.h"
-#include "helpers/job_run.h"
+#include "helpers/job_device.h"
 
 static const struct job work_job = {
 	.name = "work",
@@ -161,6 +161,7 @@ static void check_stores(struct rank *rank)
 
 	expect_ok(job_open(&jr, rank, &work_job));
 	job_rounds(&jr);
+	job_device_settle(&jr);
 	for (int i = 0; i < 2; i++) {
 		expect_ok(m2n_channel_counters(jr.channel,
 			jr.source >= 0 ? M2N_DISPATCH : M2N_COMBINE,

@@ -313,7 +313,7 @@ const struct m2n_batch *job_device_look(struct job_rank *jr, const struct m2n_ba
 	if (jr->memory == M2N_MEMORY_HOST)
 		return batch;
 	status = m2n_batch_wait(jr->channel, batch, M2N_TIMEOUT_DEFAULT);
-	if (status < 0 || (status && !jr->tolerant))
+	if (!jr->tolerant)
 		expect_ok(status);
 	view = view_of(jr, NULL);
 	expect(view != NULL);
