@@ -213,6 +213,12 @@ static void parts_fit_together(void **state)
 	assert_memory_equal(made->tensors[w1].data, all->tensors[w1].data, all->tensors[w1].bytes);
 	assert_int_equal(model_weights_write(part, dir, 0), -EINVAL);
 	assert_non_null(strstr(model_error(), "model.embed_tokens.weight"));
+	assert_true(model_weights_has_expert(part, 1, 2) && !model_weights_has_expert(part, 0, 2));
+	params.wanted = NULL;
+	assert_int_equal(model_weights_load(part, &params), 0);
+	for (uint32_t i = 0; i < 6; i++)
+		assert_true(model_weights_has_expert(part, i / 3, i % 3));
+	assert_null(part->tensors[0].data);
 	model_weights_close(part);
 	params.parts = MODEL_PART_ATTENTION;
 	assert_int_equal(model_weights_open(dir, &params, &part), 0);

@@ -248,19 +248,32 @@ static int check_others(const struct model_weights *weights)
 	return 0;
 }
 
-static int read_tensors(struct model_weights *weights, const struct model_weights_params *params)
+static int check_tensors(const struct model_weights *weights)
 {
 	int rc = 0;
 
-	for (size_t i = 0; !rc && i < weights->n_tensors; i++) {
-		const struct model_tensor *found = model_checkpoint_find(weights->checkpoint,
-			weights->tensors[i].name);
-
-		rc = check_tensor(weights->checkpoint, &weights->tensors[i], found);
-		if (!rc && is_wanted(weights, params, i))
-			rc = take_tensor(weights, i, found, params->writable);
-	}
+	for (size_t i = 0; !rc && i < weights->n_tensors; i++)
+		rc = check_tensor(weights->checkpoint, &weights->tensors[i],
+			model_checkpoint_find(weights->checkpoint, weights->tensors[i].name));
 	return rc ? rc : check_others(weights);
+}
+
+int model_weights_load(struct model_weights *weights, const struct model_weights_params *params)
+{
+	int rc = 0;
+
+	for (size_t i = 0; !rc && i < weights->n_tensors; i++)
+		if (!weights->tensors[i].data && is_wanted(weights, params, i))
+			rc = take_tensor(weights, i, model_checkpoint_find(weights->checkpoint,
+				weights->tensors[i].name), params->writable);
+	return rc;
+}
+
+int model_weights_has_expert(const struct model_weights *weights, uint32_t layer, uint32_t expert)
+{
+	size_t w1 = model_expert_index(&weights->config, layer, expert, 1);
+
+	return weights->tensors[w1].data != NULL;
 }
 
 /* Before a list is made of what a broken config.json asks for: a missing tensor is named later. */
@@ -290,7 +303,9 @@ int model_weights_open(const char *dir, const struct model_weights_params *param
 		rc = list_tensors(opened);
 	}
 	if (!rc)
-		rc = read_tensors(opened, params);
+		rc = check_tensors(opened);
+	if (!rc)
+		rc = model_weights_load(opened, params);
 	if (rc) {
 		model_weights_close(opened);
 		return rc;

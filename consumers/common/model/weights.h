@@ -54,6 +54,13 @@ struct model_weights {
  */
 int model_weights_open(const char *dir, const struct model_weights_params *params,
 	struct model_weights **weights);
+/*
+ * Reads further parts of the same checkpoint: experts that a new placement gives to this rank. What
+ * is held stays as it is. For weights of model_weights_open(). 0; -ENOMEM.
+ */
+int model_weights_load(struct model_weights *weights, const struct model_weights_params *params);
+/* Whether the expert's tensors are held. */
+int model_weights_has_expert(const struct model_weights *weights, uint32_t layer, uint32_t expert);
 /* Writable fp32 zeros of the parts asked for. params->writable is taken as set. */
 int model_weights_create(const struct model_config *config,
 	const struct model_weights_params *params, struct model_weights **weights);
