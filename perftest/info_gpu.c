@@ -157,7 +157,7 @@ void info_print_gpus(const json_t *info)
 	printf("  %-12s %s\n", "kernels",
 		json_is_true(json_object_get(info, "kernels_built"))
 			? "built"
-			: "not built: nvcc was not found as libm2n was configured");
+			: "not built: libm2n was configured without nvcc or with -Dcuda=disabled");
 	if (text_of(info, "driver_version")[0])
 		printf("  %-12s for CUDA %s\n", "driver", text_of(info, "driver_version"));
 	if (text_of(info, "error")[0])

@@ -94,18 +94,23 @@ class Check:
         limit = self.left(limit)
         if limit < 1:
             return None, 'no time was left for it\n', 0
-        with subprocess.Popen(command, cwd=cwd, env=dict(self.env, **(env or {})),
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True, errors='replace',
-                              start_new_session=True) as child:
+        # pylint: disable=consider-using-with # a process that hangs in the driver is left behind
+        child = subprocess.Popen(command, cwd=cwd, env=dict(self.env, **(env or {})),
+                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                 stderr=subprocess.STDOUT, text=True, errors='replace',
+                                 start_new_session=True)
+        try:
+            output, _ = child.communicate(timeout=limit)
+            status = child.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
             try:
-                output, _ = child.communicate(timeout=limit)
-                status = child.returncode
-            except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
-                output, _ = child.communicate()
-                status = None
-                output += f'\nended after {limit:.0f} s\n'
+                output, _ = child.communicate(timeout=5)
+            except subprocess.TimeoutExpired as late:
+                output = (late.stdout or b'').decode(errors='replace') \
+                    if isinstance(late.stdout, bytes) else late.stdout or ''
+            status = None
+            output += f'\nended after {limit:.0f} s\n'
         return status, output, time.monotonic() - start
 
 
