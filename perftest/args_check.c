@@ -73,7 +73,8 @@ static void check_messages(struct argp_state *state, const struct perf_args *arg
  */
 static void check_compare(struct argp_state *state, struct perf_args *args)
 {
-	unsigned other = args->test == PERF_BW    ? PERF_COMPARE_IB_WRITE_LAT | PERF_COMPARE_IB_SEND_LAT
+	unsigned other = args->test == PERF_BW
+				 ? PERF_COMPARE_IB_WRITE_LAT | PERF_COMPARE_IB_SEND_LAT
 			 : args->test == PERF_LAT ? PERF_COMPARE_IB_WRITE_BW
 						  : 0;
 	char known[128];
