@@ -218,6 +218,8 @@ static void make_source(struct world *w, struct source *s)
 	s->rounds = device_alloc(sizeof(*s->rounds));
 	s->send_report = device_alloc(sizeof(*s->send_report));
 	s->combine_report = device_alloc(sizeof(*s->combine_report));
+	s->sent = device_alloc(c->n_ranks * sizeof(*s->sent));
+	s->received = device_alloc(c->n_ranks * sizeof(*s->received));
 	s->out_row = calloc(pairs, sizeof(*s->out_row));
 	for (uint32_t i = 0; i < c->depth; i++)
 		s->places[i] = i;
@@ -264,6 +266,8 @@ static void make_rank(struct world *w, uint32_t j)
 		device_alloc(n * w->shape.n_region_slots * w->shape.reply_region_bytes);
 	r->alive = device_alloc(n * 4);
 	r->rounds = device_alloc(sizeof(*r->rounds));
+	r->received = device_alloc(n * sizeof(*r->received));
+	r->sent = device_alloc(n * sizeof(*r->sent));
 	r->recv_report = device_alloc(sizeof(*r->recv_report));
 	r->reply_report = device_alloc(sizeof(*r->reply_report));
 }
@@ -421,7 +425,7 @@ struct m2n__gpu_dispatch_args world_dispatch_args(struct world *w, uint32_t s)
 		.row_weights = w->c.with_row_weights ? address(source->row_weights) : 0,
 		.tx = address(source->tx), .rounds = address(source->rounds),
 		.places = address(source->places), .part = address(source->part),
-		.report = address(source->send_report)};
+		.counts = address(source->sent), .report = address(source->send_report)};
 }
 
 struct m2n__gpu_recv_args world_recv_args(struct world *w, uint32_t j)
@@ -430,7 +434,8 @@ struct m2n__gpu_recv_args world_recv_args(struct world *w, uint32_t j)
 
 	return (struct m2n__gpu_recv_args){.shape = world_shape_of(w, -1, (int)j), .map = w->map,
 		.batch = rank->batch, .rx = address(rank->rx), .alive = address(rank->alive),
-		.rounds = address(rank->rounds), .report = address(rank->recv_report),
+		.counts = address(rank->received), .rounds = address(rank->rounds),
+		.report = address(rank->recv_report),
 		.ticket = ++w->ticket, .timeout_ns = INT64_C(10000000000),
 		.n_local = rank->n_local};
 }
@@ -442,8 +447,9 @@ struct m2n__gpu_reply_args world_reply_args(struct world *w, uint32_t j)
 	return (struct m2n__gpu_reply_args){.shape = world_shape_of(w, -1, (int)j), .map = w->map,
 		.batch = rank->batch, .rows = address(rank->out_rows),
 		.row_stride = rank->out_stride, .rx = address(rank->rx),
-		.tx = address(rank->tx), .rounds = address(rank->rounds),
-		.report = address(rank->reply_report), .n_local = rank->n_local};
+		.tx = address(rank->tx), .counts = address(rank->sent),
+		.rounds = address(rank->rounds), .report = address(rank->reply_report),
+		.n_local = rank->n_local};
 }
 
 struct m2n__gpu_combine_args world_combine_args(struct world *w, uint32_t s)
@@ -452,7 +458,8 @@ struct m2n__gpu_combine_args world_combine_args(struct world *w, uint32_t s)
 
 	return (struct m2n__gpu_combine_args){.shape = world_shape_of(w, (int)s, -1),
 		.map = w->map, .plan = source->plan, .rx = address(source->rx),
-		.alive = address(source->alive), .region = address(source->region),
+		.alive = address(source->alive), .counts = address(source->received),
+		.region = address(source->region),
 		.places = address(source->places), .held = address(source->held),
 		.part = address(source->part), .answered = address(source->answered),
 		.rounds = address(source->rounds), .report = address(source->combine_report),
@@ -488,7 +495,10 @@ static void carry(const struct m2n__gpu_post *post, const struct m2n__gpu_tx *tx
 	const struct m2n__gpu_rx *rx, uint64_t stride, uint8_t *region, uint32_t slot)
 {
 	uint64_t *arrived = (uint64_t *)(uintptr_t)rx->arrived + 2 * slot;
+	const struct m2n__gpu_head *head =
+		(const struct m2n__gpu_head *)(const void *)(bytes_at(tx->slots) + slot * stride);
 
+	assert_int_equal(head->n_body_puts, post->body_bytes > 0);
 	if (post->body_bytes) {
 		memcpy(region + post->body_at, bytes_at(tx->region) + post->body_at,
 			post->body_bytes);

@@ -53,6 +53,7 @@ struct source {
 	uint64_t *part, *answered;
 	struct m2n__gpu_rounds *rounds;
 	struct m2n__gpu_report *send_report, *combine_report;
+	struct m2n__gpu_count *sent, *received; /* [n_ranks] rows out, replies in */
 	const uint8_t **out_row; /* [rows of the plan] the output that an expert gave for it */
 };
 
@@ -71,6 +72,7 @@ struct rank {
 	uint32_t *alive;
 	struct m2n__gpu_rounds *rounds;
 	struct m2n__gpu_report *recv_report, *reply_report;
+	struct m2n__gpu_count *received, *sent; /* [n_sources] rows in, replies out */
 };
 
 struct world {

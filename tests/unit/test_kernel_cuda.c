@@ -205,6 +205,29 @@ static void check_reports(void)
 	}
 }
 
+/* What both ends counted of a source and a rank: one round more than before. */
+static void check_counts(uint32_t s, uint32_t j, struct m2n__gpu_count *rows,
+	struct m2n__gpu_count *replies)
+{
+	const struct m2n_plan *plan = world.source[s].host;
+	uint64_t n_rows = plan->rank_first[j + 1] - plan->rank_first[j];
+	uint64_t n_sent = plan->unique_first[j + 1] - plan->unique_first[j];
+	uint64_t n_replies = world.c.reduce_at_expert ? n_sent : n_rows;
+
+	rows->n_rounds++;
+	rows->n_rows += n_rows;
+	rows->bytes += n_sent * (world.c.row_bytes + world.c.scale_bytes);
+	replies->n_rounds++;
+	replies->n_rows += n_replies;
+	replies->bytes += n_replies * world.c.out_row_bytes;
+	assert_memory_equal(&world.source[s].sent[j], rows, sizeof(*rows));
+	assert_memory_equal(&world.rank[j].received[s], rows, sizeof(*rows));
+	assert_memory_equal(&world.rank[j].sent[s], replies, sizeof(*replies));
+	assert_memory_equal(&world.source[s].received[j], replies, sizeof(*replies));
+}
+
+static struct m2n__gpu_count counted[2][WORLD_MAX_PEERS][WORLD_MAX_PEERS];
+
 static void check_round(void)
 {
 	route_all();
@@ -218,6 +241,9 @@ static void check_round(void)
 	for (uint32_t s = 0; s < world.c.n_sources; s++)
 		for (uint32_t t = 0; t < world_n_tokens(&world); t++)
 			check_token(&world.source[s], t);
+	for (uint32_t s = 0; s < world.c.n_sources; s++)
+		for (uint32_t j = 0; j < world.c.n_ranks; j++)
+			check_counts(s, j, &counted[0][s][j], &counted[1][s][j]);
 	check_reports();
 }
 
@@ -309,6 +335,7 @@ static void test_rounds(void **state)
 	for (size_t i = 0; i < LENGTH(cases); i++) {
 		world_seed(i + 1);
 		world_open(&world, &cases[i]);
+		memset(counted, 0, sizeof(counted));
 		for (unsigned n = 0; n < 2 * world.c.depth + 1; n++)
 			check_round();
 		world_close(&world);
@@ -326,6 +353,7 @@ static void test_block_order(void **state)
 		m2n_double_block_seed = seed;
 		world_seed(seed);
 		world_open(&world, &c);
+		memset(counted, 0, sizeof(counted));
 		check_round();
 		world_close(&world);
 	}
