@@ -371,6 +371,7 @@ int m2n_mem_register(struct m2n_ctx *ctx, void *base, size_t bytes, struct m2n_m
 void m2n_mem_free(struct m2n_mem *mem)
 {
 	struct m2n_ctx *ctx;
+	int is_cuda;
 
 	if (!mem)
 		return;
@@ -383,8 +384,11 @@ void m2n_mem_free(struct m2n_mem *mem)
 		}
 	}
 	remove_from_table(ctx, &mem->shared);
+	is_cuda = mem->shared.mem->kind == M2N__MEM_CUDA;
 	m2n__shared_free(ctx, &mem->shared);
 	m2n__ctx_unlock(ctx);
+	if (is_cuda) /* not under the lock: what it waits for may need us */
+		m2n__cuda_trim(ctx->cuda);
 	free(mem);
 }
 

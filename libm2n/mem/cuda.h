@@ -85,9 +85,10 @@ int m2n__cuda_launch(const struct m2n__cuda *cuda, unsigned kernel, unsigned n_b
 
 /*
  * Device memory, zeroed before the call returns; can be passed to other processes, so it has whole
- * blocks of 2 MiB to itself. -ENOMEM with size, free and total; -EINVAL for 0. While others in the
- * process have kernels loaded m2n__mem_free() does not wait for the device, and what it gets may
- * be handed out again: no kernel may use it any more.
+ * blocks of 2 MiB to itself. -ENOMEM with size, free and total; -EINVAL for 0. The driver's free
+ * waits for all kernels, also for one that waits for us; so, while anybody in the process has
+ * kernels loaded, m2n__mem_free() keeps the memory for the next who asks for as much: no kernel may
+ * use it any more. m2n__cuda_trim() gives it back.
  */
 int m2n__mem_alloc_cuda(struct m2n__cuda *cuda, size_t bytes, struct m2n__mem **mem);
 /*
@@ -99,6 +100,9 @@ int m2n__mem_wrap_cuda(struct m2n__cuda *cuda, void *base, size_t bytes, struct 
  * back as device memory is. */
 int m2n__cuda_pinned_alloc(struct m2n__cuda *cuda, size_t bytes, void **at);
 void m2n__cuda_pinned_free(struct m2n__cuda *cuda, void *at); /* NULL is allowed */
+
+/* Gives kept memory to the driver. Waits for the device: not under a lock that progress needs. */
+void m2n__cuda_trim(struct m2n__cuda *cuda);
 
 enum m2n__pointer {
 	M2N__POINTER_HOST = 0,  /* pageable memory, or unknown to CUDA */

@@ -129,6 +129,16 @@ void m2n__mem_release_cuda(struct m2n__mem *mem)
 	end(mem->cuda, &mode);
 }
 
+void m2n__cuda_trim(struct m2n__cuda *cuda)
+{
+	int mode;
+
+	if (begin(cuda, &mode))
+		return;
+	m2n__cuda_blocks_free(cuda);
+	end(cuda, &mode);
+}
+
 int m2n__cuda_pinned_alloc(struct m2n__cuda *cuda, size_t bytes, void **out)
 {
 	m2n__cu_ptr device = 0;

@@ -245,13 +245,23 @@ m2n__cu_result m2n__cuda_block_get(struct m2n__cuda *cuda, enum m2n__cuda_block_
 	return 0;
 }
 
+void m2n__cuda_blocks_free(struct m2n__cuda *cuda)
+{
+	struct block *blocks;
+
+	pthread_mutex_lock(&lock);
+	blocks = take_out(cuda->shared, NULL);
+	pthread_mutex_unlock(&lock);
+	free_blocks(cuda, blocks);
+}
+
 void m2n__cuda_block_put(struct m2n__cuda *cuda, enum m2n__cuda_block_kind kind, void *at)
 {
 	struct m2n__cuda_shared *s = cuda->shared;
 	struct block *b, *freed = NULL;
 
 	pthread_mutex_lock(&lock);
-	if (s->n_loaded > (cuda->module != NULL)) {
+	if (s->n_loaded) {
 		for (b = s->blocks; b && (b->at != at || b->kind != kind);)
 			b = b->next;
 		if (b)

@@ -32,8 +32,10 @@ int m2n__cuda_shared_load(struct m2n__cuda *cuda, const void *image, const char 
  */
 m2n__cu_result m2n__cuda_block_get(struct m2n__cuda *cuda, enum m2n__cuda_block_kind kind,
 	size_t bytes, void **at);
-/* Takes memory of m2n__cuda_block_get() back. Waits for the device only if nobody else has kernels
- * on it. Inside enter/leave. */
+/* Gives what is kept back to the driver, which waits for the device. Inside enter/leave. */
+void m2n__cuda_blocks_free(struct m2n__cuda *cuda);
+/* Takes memory of m2n__cuda_block_get() back. Waits for the device only if nobody has kernels on
+ * it. Inside enter/leave. */
 void m2n__cuda_block_put(struct m2n__cuda *cuda, enum m2n__cuda_block_kind kind, void *at);
 
 #endif
