@@ -269,12 +269,17 @@ static void check_death(struct rank *rank)
 		rank_die();
 	}
 	for (unsigned i = 0; i < 6; i++) {
-		(void)mesh_try_put(&mesh, 2, 0, 90000, 2, 0, (uint32_t)rank->rank);
+		(void)mesh_try_put(
+			&mesh, 2, 3 * SPAN, 90000, 2, 0, (uint32_t)rank->rank);
 		mesh_turn(&mesh);
 	}
 	word_add(&rank->word[4], 1);
-	while (mesh.ops.flush(mesh.links[2].ep) == -EAGAIN)
+	while (!mesh.ops.check(mesh.links[2].ep)) {
+		(void)mesh_try_put(
+			&mesh, 2, 3 * SPAN, 90000, 2, 0, (uint32_t)rank->rank);
 		mesh_turn(&mesh);
+	}
+	expect_status(M2N_ERR_PEER_LOST, mesh.ops.flush(mesh.links[2].ep));
 	expect_status(M2N_ERR_PEER_LOST, mesh.ops.check(mesh.links[2].ep));
 	expect_status(M2N_ERR_PEER_LOST, mesh_try_put(&mesh, 2, 0, 8, 1, 0, 2));
 	expect(mesh.iface->n_broken == 1);
