@@ -20,7 +20,7 @@
 #include <m2n/status.h>
 
 #include "backend/verbs/verbs.h"
-#include "mem/cuda.h"
+#include "mem/cuda_shared.h"
 
 #define PAGE ((uint64_t)4096)
 #define BASE (UINT64_C(0x7f0000000000) + 3 * PAGE + 0x200)
@@ -486,6 +486,7 @@ static void test_loopback(void **state)
 	assert_int_equal(m2n__verbs_flush_device(&iface.iface), -EINVAL);
 	iface.iface.params.cuda = &cuda;
 	cuda.needs_flush = 1;
+	assert_int_equal(m2n__cuda_share(&cuda), 0);
 	assert_int_equal(m2n__verbs_flush_device(&iface.iface), 0);
 	assert_non_null(strstr(fake.line[0], "a read over a loopback"));
 	assert_int_equal(fake.n_things, 4);
@@ -511,6 +512,7 @@ static void test_loopback(void **state)
 	fake.modify_error = 0;
 	assert_int_equal(m2n__verbs_flush_device(&iface.iface), 0);
 	m2n__verbs_flush_close(&iface);
+	m2n__cuda_unshare(&cuda);
 	assert_int_equal(fake.n_things, 0);
 	assert_null(iface.loopback);
 }
