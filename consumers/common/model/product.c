@@ -20,6 +20,7 @@
 #define TILE_ROWS 8
 #define BLOCK_OUT 64
 #define BLOCK_IN 256
+#define CACHE_LINE 64
 
 /* Not in every cblas.h. */
 extern void openblas_set_num_threads(int n_threads);
@@ -198,12 +199,50 @@ static void copy_last(struct model_work *work, const struct rows *rows, size_t n
 	}
 }
 
+/*
+ * Asks for the block that follows the one at out0, in0. Widening reads a few lines from each of 64
+ * rows, too few for the processor to see the stream coming.
+ */
+static void prefetch_next(const struct model_matrix *matrix, size_t out0, size_t in0)
+{
+	size_t bytes = model_dtype_bytes(matrix->dtype), row_bytes = matrix->n_in * bytes;
+	size_t n_out, length;
+	const char *at;
+
+	in0 += BLOCK_IN;
+	if (in0 >= matrix->n_in) {
+		in0 = 0;
+		out0 += BLOCK_OUT;
+	}
+	if (out0 >= matrix->n_out)
+		return;
+	n_out = least(matrix->n_out - out0, BLOCK_OUT);
+	length = least(matrix->n_in - in0, BLOCK_IN) * bytes;
+	at = (const char *)matrix->data + out0 * row_bytes + in0 * bytes;
+	for (size_t o = 0; o < n_out; o++, at += row_bytes)
+		for (size_t i = 0; i < length; i += CACHE_LINE)
+			__builtin_prefetch(at + i, 0, 2);
+}
+
+/* One block of another type than fp32 into work->block. */
+static void widen_block(struct model_work *work, const struct model_matrix *matrix, size_t out0,
+	size_t in0, size_t n_out, size_t n_in)
+{
+	size_t bytes = model_dtype_bytes(matrix->dtype);
+	const char *w = (const char *)matrix->data + (out0 * matrix->n_in + in0) * bytes;
+
+	prefetch_next(matrix, out0, in0);
+	for (size_t o = 0; o < n_out; o++)
+		model_to_f32(matrix->dtype, w + o * matrix->n_in * bytes, n_in,
+			work->block + o * BLOCK_IN);
+}
+
 void model_product(struct model_work *work, const struct model_matrix *matrix, const float *x,
 	size_t n_rows, size_t x_stride, float *y, size_t y_stride)
 {
 	struct rows rows = {x, n_rows, x_stride, y, y_stride};
 	size_t n_in = matrix->n_in, n_out = matrix->n_out;
-	size_t bytes = model_dtype_bytes(matrix->dtype);
+	const float *weights = matrix->data;
 
 	/* Trials use the scratch, so they come first. */
 	for (size_t out0 = 0; out0 < n_out; out0 += BLOCK_OUT)
@@ -216,15 +255,13 @@ void model_product(struct model_work *work, const struct model_matrix *matrix, c
 
 		for (size_t in0 = 0; in0 < n_in; in0 += BLOCK_IN) {
 			size_t ins = least(n_in - in0, BLOCK_IN);
-			const void *w = (const char *)matrix->data + (out0 * n_in + in0) * bytes;
 
 			if (matrix->dtype == MODEL_F32) {
-				multiply_block(work, &rows, out0, in0, w, n_in, outs, ins);
+				multiply_block(work, &rows, out0, in0,
+					weights + out0 * n_in + in0, n_in, outs, ins);
 				continue;
 			}
-			for (size_t o = 0; o < outs; o++)
-				model_to_f32(matrix->dtype, (const char *)w + o * n_in * bytes, ins,
-					work->block + o * BLOCK_IN);
+			widen_block(work, matrix, out0, in0, outs, ins);
 			multiply_block(work, &rows, out0, in0, work->block, BLOCK_IN, outs, ins);
 		}
 	}
