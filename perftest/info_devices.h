@@ -6,7 +6,7 @@
 #ifndef M2N_PERFTEST_INFO_DEVICES_H
 #define M2N_PERFTEST_INFO_DEVICES_H
 
-#include "json.h"
+#include <jansson.h>
 
 /* A list of ports, each with state, speed, place and addresses; empty without RDMA. */
 json_t *info_devices(void);

@@ -5,7 +5,7 @@
 #ifndef M2N_PERFTEST_INFO_GPU_H
 #define M2N_PERFTEST_INFO_GPU_H
 
-#include "json.h"
+#include <jansson.h>
 
 struct m2n__cuda;
 

@@ -2,9 +2,9 @@
 /*
  * Row kernels, one by one: the measuring is kernel_bench's, the printing is here.
  */
+#include <jansson.h>
 #include <stdlib.h>
 
-#include "json.h"
 #include "kernel_bench.h"
 #include "tests.h"
 

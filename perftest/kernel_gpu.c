@@ -8,13 +8,13 @@
  */
 #include <errno.h>
 #include <ftw.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "gpu.h"
-#include "json.h"
 #include "page.h"
 #include "routing.h"
 #include "tests.h"

@@ -9,6 +9,7 @@
  * the two never differ.
  */
 #include <argp.h>
+#include <jansson.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +23,6 @@
 #include "core/option.h"
 #include "info_devices.h"
 #include "info_gpu.h"
-#include "json.h"
 #include "kernel/kernel.h"
 
 #define SCHEMA "m2n_info 1"

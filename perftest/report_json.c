@@ -5,10 +5,10 @@
  */
 #include "cases.h"
 
+#include <jansson.h>
 #include <math.h>
 
 #include "gpu.h"
-#include "json.h"
 
 #define SCHEMA "m2n_perf/1"
 

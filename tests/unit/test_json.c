@@ -13,7 +13,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-#include "../../perftest/json.h"
+#include "../../perftest/jansson/jansson.h"
 
 static void assert_prints(json_t *value, int indent, const char *text)
 {

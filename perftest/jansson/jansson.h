@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * JSON values, put together, looked at and printed; nothing is parsed. Names and meanings are those
- * of Jansson, as far as they go, so that its manual serves. Written here because the tools have to
- * build where no package can be installed.
+ * of Jansson, as far as they go, so that its manual serves. Stands in for Jansson where it is not
+ * installed and cannot be (a lent GPU machine); elsewhere Jansson itself is used.
  *
  * A function that needs memory returns NULL (or -1) when there is none, and takes NULL as a value
  * that could not be made: an error passes through to whoever looks at last. An object holds a
  * value only once; json_decref() frees a value with all that is in it.
  */
-#ifndef PERF_JSON_H
-#define PERF_JSON_H
+#ifndef PERF_JANSSON_H
+#define PERF_JANSSON_H
 
 #include <stdio.h>
 

@@ -3,7 +3,7 @@
  * JSON values. Arrays and objects are one thing, a list of items, of which an object's have names:
  * looking a member up walks the list, which is short in all that the tools print.
  */
-#include "json.h"
+#include "jansson.h"
 
 #include <math.h>
 #include <stdarg.h>
