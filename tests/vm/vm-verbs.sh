@@ -234,7 +234,8 @@ prepare_qemu()
 	engine=(qemu-system-x86_64 -M q35 -accel "tcg,thread=multi" -cpu max,-erms -smp "$cpus"
 		-m "$mem" -nodefaults -no-user-config -display none -monitor none -no-reboot
 		-kernel "$kernel" -initrd "$tmp/initramfs.cpio"
-		-append "console=ttyS0 quiet panic=-1 oops=panic mitigations=off cryptomgr.notests tsc=reliable"
+		-append "console=ttyS0 quiet panic=-1 oops=panic mitigations=off \
+cryptomgr.notests tsc=reliable"
 		-serial "file:$console" -device virtio-rng-pci -device virtio-serial-pci
 		-chardev "pipe,id=out,path=$tmp/out" -device "virtserialport,chardev=out,name=out"
 		-chardev "pipe,id=err,path=$tmp/err" -device "virtserialport,chardev=err,name=err"
