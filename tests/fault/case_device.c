@@ -10,10 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/context.h"
 #include "doubles/cuda_double.h"
 #include "fault/fault.h"
 #include "helpers/device.h"
 #include "helpers/job_device.h"
+#include "mem/cuda.h"
 
 static const struct job device_job = {
 	.name = "device", .n_sources = 2, .n_expert_ranks = 2, .classic = 1, .n_experts = 4,
@@ -34,12 +36,13 @@ static void fail_calls(const char *rules)
 	expect(fail(rules) == 0);
 }
 
-static size_t count_blocks(void)
+static size_t count_blocks(struct rank *rank)
 {
 	size_t (*blocks)(void);
 	void *symbol = m2n_double_symbol("m2n_double_blocks");
 
 	memcpy(&blocks, &symbol, sizeof(symbol));
+	m2n__cuda_trim(rank->ctx->cuda); /* what is kept for the next is not lost */
 	return blocks();
 }
 
@@ -69,7 +72,7 @@ static int create_another(struct rank *rank, size_t row_bytes, struct m2n_channe
 static void fail_each(struct rank *rank, struct job_rank *jr, const char *symbol, int result)
 {
 	struct m2n_channel *channel = NULL;
-	size_t before = count_blocks();
+	size_t before = count_blocks(rank);
 	uint32_t n = 0;
 	int status = -1;
 
@@ -89,12 +92,12 @@ static void fail_each(struct rank *rank, struct job_rank *jr, const char *symbol
 				m2n_error_text());
 		expect(m2n_error_text()[0]);
 		expect(!channel);
-		if (count_blocks() != before)
+		if (count_blocks(rank) != before)
 			rank_fail(__FILE__, __LINE__, "%s: %zu blocks are left", rule,
-				count_blocks() - before);
+				count_blocks(rank) - before);
 	}
 	m2n_channel_destroy(channel);
-	expect_equal(count_blocks(), before);
+	expect_equal(count_blocks(rank), before);
 }
 
 static void check_create(struct rank *rank)
