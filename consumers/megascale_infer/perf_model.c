@@ -136,7 +136,8 @@ static unsigned int check(const struct plan_inputs *inputs, const struct plan_po
 void plan_evaluate(const struct plan_inputs *inputs, struct plan_point *point)
 {
 	const struct plan_model *m = &inputs->model;
-	double n_a = (double)point->tp_a * point->n_a, n_e = point->tp_e * m->n_experts, way;
+	double n_a = (double)point->tp_a * point->n_a, n_e = point->tp_e * m->n_experts;
+	double way, slowest;
 
 	point->batch = point->b_a * point->m * point->n_a;
 	point->b_e = point->batch * m->top_k / (point->m * m->n_experts);
@@ -145,10 +146,11 @@ void plan_evaluate(const struct plan_inputs *inputs, struct plan_point *point)
 	point->t_f = fmax(point->t_a, point->t_e);
 	point->t_c = communication(inputs, point);
 	way = point->t_a + point->t_e + 2 * point->t_c;
-	point->period = fmax(point->m * point->t_f, way);
+	slowest = fmax(point->t_f, point->t_c); /* a direction of the network is a stage, too */
+	point->period = fmax(point->m * slowest, way);
 	point->t_iter = point->period * m->n_layers; /* upper end of (4) */
-	/* (5): m * T_f * (L - 1) + way + (m - 1) * T_f where (3) holds. */
-	point->t_total = way + point->period * (m->n_layers - 1) + (point->m - 1) * point->t_f;
+	/* (5): m * T_f * (L - 1) + way + (m - 1) * T_f where (2) and (3) hold. */
+	point->t_total = way + point->period * (m->n_layers - 1) + (point->m - 1) * slowest;
 	point->n_gpus = n_a + n_e;
 	point->cost = n_a * point->gpu_a->price + n_e * point->gpu_e->price;
 	point->tokens_per_s = point->batch / point->t_total;

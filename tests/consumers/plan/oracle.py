@@ -79,12 +79,15 @@ class Case:
                   transfer(b_e * self.h * 2 / tp_e, self.curve))
         overlap = m * t_f >= 2 * (t_f + t_c)
         way = t_a + t_e + 2 * t_c
-        # (4) and (5) where the pipeline is full; else simulated, micro-batch by micro-batch.
-        t_iter = m * t_f * self.layers if m * t_f >= way else way * self.layers
-        if m * t_f >= way:
-            t_total = way + t_f * (m * self.layers - 1)
+        # (4) and (5) where the pipeline is full; else each waits for its own way, and the last is
+        # as many of the slowest stage behind as there are others.
+        slowest = max(t_f, t_c)
+        if m * slowest >= way:
+            t_iter = m * slowest * self.layers
+            t_total = way + slowest * (m * self.layers - 1)
         else:
-            t_total = way * self.layers + (m - 1) * t_f
+            t_iter = way * self.layers
+            t_total = way * self.layers + (m - 1) * slowest
         cost = (tp_a * n_a * GPUS[gpu_a][0] + tp_e * self.experts * GPUS[gpu_e][0])
         p_a = self.layers * self.attention_layer() + 2 * self.vocab * self.h
         memory = (4 * m * b_a * self.context * self.h * self.layers / self.g + 2 * p_a
