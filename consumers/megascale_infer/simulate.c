@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * `megascale_infer simulate`: the pipeline of a plan, or of times given, as discrete events beside
- * equations (4) and (5). A routing trace gives each expert its own load: T_e = k4 + (T_e - k4) *
- * load / mean. Percentiles of T_c are drawn for each transfer.
+ * equations (4) and (5). A routing trace gives each expert its own load; with x = load / mean it
+ * takes max(k4, product * x) + rest * x, where product (of a plan by the roofline) and rest make up
+ * T_e at x = 1. Percentiles of T_c are drawn for each transfer.
  */
 #include <argp.h>
 #include <errno.h>
@@ -19,7 +20,7 @@
 #include "pipeline.h"
 
 struct simulate {
-	double t_a_us, t_e_us, t_c_us, k4_us, m, layers, iterations, window, seed;
+	double t_a_us, t_e_us, t_c_us, k4_us, product_us, m, layers, iterations, window, seed;
 	const char *plan_path, *routing_path, *jitter_path;
 	int json;
 	struct load_trace trace;
@@ -114,7 +115,7 @@ static int read_plan(struct simulate *s)
 		{"t_a_us", &s->t_a_us}, {"t_e_us", &s->t_e_us}, {"t_c_us", &s->t_c_us},
 		{"m", &s->m}, {"layers", &s->layers},
 	};
-	int rc = 0;
+	int own = s->t_e_us < 0 && s->k4_us < 0, rc = 0;
 
 	if (!root)
 		return model_fail(-EINVAL, "%s:%d: %s", s->plan_path, error.line, error.text);
@@ -127,9 +128,12 @@ static int read_plan(struct simulate *s)
 		else if (*members[i].value < 0)
 			*members[i].value = json_number_value(value);
 	}
-	/* Experts that are limited by their weights take no less with fewer tokens. */
-	if (!rc && s->k4_us < 0)
+	if (!rc && own) {
 		s->k4_us = fmin(s->t_e_us, json_number_value(json_object_get(plan, "k4_us")));
+		s->product_us = fmin(s->t_e_us,
+			json_number_value(json_object_get(plan, "product_e_us")) *
+				json_number_value(json_object_get(plan, "b_e")));
+	}
 	json_decref(root);
 	return rc;
 }
@@ -174,13 +178,13 @@ static double expert_time(void *context, const struct pipeline_step *step, size_
 {
 	const struct simulate *s = context;
 	size_t window = (size_t)s->window;
-	double share = 1;
+	double share = 1, rest = s->t_e_us - fmax(s->k4_us, s->product_us);
 
 	if (s->trace.experts)
 		share = load_trace_share(&s->trace, step->layer,
 			(step->iteration * (size_t)s->m + step->micro_batch) * window, window,
 			expert);
-	return (s->k4_us + (s->t_e_us - s->k4_us) * share) * 1e-6;
+	return (fmax(s->k4_us, s->product_us * share) + rest * share) * 1e-6;
 }
 
 struct expected {

@@ -119,6 +119,18 @@ class Varying(Base):
         self.near(got['first_ms'] * 1e3, 5 + 200 + 14)
         self.near(got['tpot_ms'] * 1e3, 5 + 100 + 14)
 
+    def test_loads_of_a_plan(self):
+        # b_e 10, 4 us of products and 1 us of the rest each, weights 50 us: T_e 60 us. An expert
+        # with 1.5 x the mean takes 60 + 15, the other 50 + 5; one with all of them 80 + 20.
+        rows = ['layer,token,rank_hint,expert0']
+        rows += [f'0,{t},0,{e}' for t, e in enumerate((0, 0, 1, 0))]
+        rows += [f'1,{t},0,1' for t in range(4)]
+        plan = self.file('p.json', json.dumps({'plans': [{
+            't_a_us': 5, 't_e_us': 60, 't_c_us': 7, 'm': 1, 'layers': 2, 'b_e': 10,
+            'product_e_us': 4, 'k4_us': 50}]}))
+        got = simulate('--plan', plan, '--window', 4, '--routing', self.file('r.csv', *rows))
+        self.near(got['total_ms'] * 1e3, 2 * 5 + 75 + 100 + 4 * 7)
+
     def test_even_loads_change_nothing(self):
         rows = ['layer,token,rank_hint,expert0,expert1'] + [f'3,{t},0,0,1' for t in range(5)]
         got = times(30, 40, 9, 3, 6, '--routing', self.file('r.csv', *rows))
