@@ -68,7 +68,8 @@ static void run_rank(struct rank *rank)
 
 	expect_ok(job_open(&jr, rank, &wait->job));
 	rank_barrier(rank);
-	jr.timeout_ns = 500000000;
+	if (wait->role != NOBODY)
+		jr.timeout_ns = 1000000000;
 	leave_out("");
 	if (wait->role == (jr.source >= 0 ? SOURCES : EXPERTS))
 		leave_out(wait->rules);
@@ -87,7 +88,6 @@ static int run_without(const struct conf *conf, enum role role, const char *rule
 	struct wait wait = {wait_job, role, rules};
 	struct ranks_opts opts = conf->opts;
 
-	opts.deadline_s = 20;
 	setenv("M2N_DOUBLE_DELAY_US", "300", 1);
 	return ranks_run(job_n_ranks(&wait.job), run_rank, &wait, &opts);
 }
