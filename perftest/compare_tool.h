@@ -4,7 +4,8 @@
  * perftest, ucx_perftest of ucx-utils. In each alternation the expert rank of a pair starts a
  * server on a free port, and the source of the pair the client, between the same devices, with the
  * size that is measured; the client's figure is parsed and noted in the page. Pairs run at once,
- * pair i is source i and expert rank i. Both sides meet in the group's store, so that hosts may differ.
+ * pair i is source i and expert rank i. Both sides meet in the group's store, so that hosts may
+ * differ.
  */
 #ifndef PERF_COMPARE_TOOL_H
 #define PERF_COMPARE_TOOL_H

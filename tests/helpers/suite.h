@@ -30,8 +30,8 @@ struct conf_case {
  * cuda on backends cuda_ipc and nccl, host on others. Cases for the other memory are left out.
  * lists: ended by NULL; each list by a case without a name. WORDS picks the cases whose name holds
  * them. With TESTS_NCCL_HOSTS in the environment ranks tell NCCL that they are hosts apart, which
- * versions before 2.30 need where ranks share a GPU. A case that wants more ranks than the backend can carry is skipped; a backend that cannot
- * be used here skips the whole program.
+ * versions before 2.30 need where ranks share a GPU. A case that wants more ranks than the backend
+ * can carry is skipped; a backend that cannot be used here skips the whole program.
  */
 int suite_main(int argc, char **argv, const struct conf_case *const *lists);
 
