@@ -70,7 +70,7 @@ struct m2n_ctx {
 	atomic_int notices_matter; /* a backend whose data waits for them was started */
 	uint64_t n_eps;            /* connections so far, under lock */
 	_Atomic int64_t last_poll_ns;
-	int64_t spin_ns;           /* the option, or 0 when ranks outnumber cores */
+	_Atomic int64_t spin_ns;   /* the option, or 0 when ranks outnumber cores */
 	atomic_uint n_local_peers; /* processes on this host that are connected, with this one */
 };
 

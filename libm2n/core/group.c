@@ -73,7 +73,8 @@ void m2n__count_local(struct m2n_ctx *ctx, int change)
 		     (unsigned)change;
 	long cores = sysconf(_SC_NPROCESSORS_ONLN);
 
-	ctx->spin_ns = (long)n + 1 > cores ? 0 : ctx->options.spin_ns;
+	atomic_store_explicit(&ctx->spin_ns, (long)n + 1 > cores ? 0 : ctx->options.spin_ns,
+		memory_order_relaxed);
 }
 
 /* The best backend that both sides have; *at: its place in the record. -1: none. */

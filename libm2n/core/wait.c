@@ -21,6 +21,11 @@ static inline void relax(void)
 #endif
 }
 
+static int64_t spin_ns(const struct m2n_ctx *ctx)
+{
+	return atomic_load_explicit(&ctx->spin_ns, memory_order_relaxed);
+}
+
 static void disarm(struct m2n__wait *w)
 {
 	w->dozing->ops->disarm(w->dozing);
@@ -86,7 +91,7 @@ static void start(struct m2n__wait *w)
 	if (w->timeout_ns < 0)
 		w->timeout_ns = w->ctx->options.timeout_ns;
 	w->armed = 0;
-	w->spinning = w->ctx->spin_ns > 0;
+	w->spinning = spin_ns(w->ctx) > 0;
 }
 
 int m2n__wait_step(struct m2n__wait *w)
@@ -112,7 +117,7 @@ int m2n__wait_step(struct m2n__wait *w)
 		w->deadline_ns = w->timeout_ns > INT64_MAX - now ? INT64_MAX : now + w->timeout_ns;
 	}
 	waited = now - w->start_ns;
-	w->spinning = waited < ctx->spin_ns;
+	w->spinning = waited < spin_ns(ctx);
 	if (now >= w->deadline_ns)
 		return -ETIMEDOUT;
 	m2n__ctx_poll_sometimes(ctx, now);
@@ -120,7 +125,7 @@ int m2n__wait_step(struct m2n__wait *w)
 		doze(w);
 	if (w->spinning)
 		relax();
-	else if (waited < ctx->spin_ns + ctx->options.yield_ns)
+	else if (waited < spin_ns(ctx) + ctx->options.yield_ns)
 		sched_yield();
 	else
 		nap(w, now);

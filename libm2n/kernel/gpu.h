@@ -147,7 +147,7 @@ struct m2n__gpu_rounds {
 
 /* How a kernel says what went wrong. Pinned; the host reads `seq` first and last. */
 struct m2n__gpu_report {
-	uint64_t seq; /* one more with each report; stored last */
+	uint64_t seq; /* two more with each report; odd while it is written */
 	uint64_t round;
 	int32_t code; /* M2N_PARTIAL, -ETIMEDOUT, M2N_ERR_PROTOCOL, M2N_ERR_MAP */
 	uint32_t n_rows; /* rows that went nowhere (send) */

@@ -200,12 +200,14 @@ DEVICE void tell(uint64_t report, uint64_t round, int32_t code, uint32_t n_rows,
 
 	if (!report)
 		return;
+	release_store_sys(&r->seq, r->seq + 1); /* odd: being written */
+	fence_sys();
 	r->round = round;
 	r->code = code;
 	r->n_rows = n_rows;
 	for (uint32_t w = 0; w < M2N__GPU_MASK_WORDS; w++)
 		r->peers[w] = peers[w];
-	/* T3: the words before seq, pairs with the host's read of seq. */
+	/* T3: the words before seq, pairs with the host's reads of seq before and after them. */
 	release_store_sys(&r->seq, r->seq + 1);
 }
 
