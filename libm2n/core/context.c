@@ -131,7 +131,10 @@ static int no_such_backend(const char *name, size_t length)
 
 static int open_interposer(struct m2n_ctx *ctx, const char *inner)
 {
-	/* The interposer's inner table must outlive the context: one, as the header says. */
+	/* The interposer's inner table must outlive the context: one, as the header says. Ranks may
+	 * be threads that open theirs side by side. */
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	static const struct m2n__backend_ops *wrapped;
 	static struct m2n__backend_ops fault_inner;
 	const struct m2n__backend_ops *ops = find_backend(inner, strlen(inner));
 
@@ -139,7 +142,11 @@ static int open_interposer(struct m2n_ctx *ctx, const char *inner)
 		return ops ? m2n__error(M2N_ERR_BACKEND, "fault: '%s' is not a mapped backend",
 				     inner)
 			   : no_such_backend(inner, strlen(inner));
-	m2n__fault_wrap(m2n__backend_resolve(ops, &fault_inner));
+	pthread_mutex_lock(&lock);
+	if (wrapped != ops)
+		m2n__fault_wrap(m2n__backend_resolve(ops, &fault_inner));
+	wrapped = ops;
+	pthread_mutex_unlock(&lock);
 	return open_backend(ctx, &m2n__backend_fault);
 }
 
