@@ -98,20 +98,35 @@ void m2n_exchange_destroy(struct m2n_exchange *exchange)
 	m2n__exchange_close(exchange);
 }
 
+/* Where a rank stands in a list. Lists of neighbours, the usual ones, are hit at once. */
+static size_t position(const int *ranks, size_t n, int rank)
+{
+	size_t guess = n && rank >= ranks[0] ? (size_t)(rank - ranks[0]) : n;
+
+	if (guess < n && ranks[guess] == rank)
+		return guess;
+	for (size_t i = 0; i < n; i++)
+		if (ranks[i] == rank)
+			return i;
+	return n;
+}
+
 static struct m2n__tx *find_tx(struct m2n_exchange *x, int rank)
 {
-	for (size_t i = 0; x && i < x->n_tx; i++)
-		if (x->tx[i].peer->rank == rank)
-			return &x->tx[i];
+	size_t at = x ? position(x->spec.send_to, x->n_tx, rank) : 0;
+
+	if (x && at < x->n_tx)
+		return &x->tx[at];
 	m2n__error(-EINVAL, "%s: does not send to rank %d", x ? x->title : "exchange NULL", rank);
 	return NULL;
 }
 
 static struct m2n__rx *find_rx(struct m2n_exchange *x, int rank)
 {
-	for (size_t i = 0; x && i < x->n_rx; i++)
-		if (x->rx[i].peer->rank == rank)
-			return &x->rx[i];
+	size_t at = x ? position(x->spec.recv_from, x->n_rx, rank) : 0;
+
+	if (x && at < x->n_rx)
+		return &x->rx[at];
 	m2n__error(
 		-EINVAL, "%s: does not receive from rank %d", x ? x->title : "exchange NULL", rank);
 	return NULL;
