@@ -34,7 +34,7 @@ struct m2n_exchange_params {
 	{sizeof(struct m2n_exchange_params), NULL, NULL, 0, NULL, 0, 0, 2, M2N_TIMEOUT_DEFAULT}
 
 /*
- * Creates an exchange and waits until its links are up.
+ * Creates an exchange and waits until its links are up. params is borrowed for the call.
  *
  * Returns 0; -EINVAL; -ENOMEM; M2N_ERR_SHAPE (both ranks and both values in the text);
  * -ETIMEDOUT (the ranks that did not come); M2N_ERR_PEER_LOST. On failure nothing is left.

@@ -350,6 +350,20 @@ static void want(struct m2n_exchange *x, struct m2n__peer *peer)
 		m2n__peer_want(peer);
 }
 
+/* The caller's lists may go when the exchange is open. NULL: no memory. */
+static int *copy_lists(struct m2n_exchange *x)
+{
+	int *ranks = malloc((x->n_tx + x->n_rx + 1) * sizeof(*ranks));
+
+	for (size_t i = 0; ranks && i < x->n_tx; i++)
+		ranks[i] = x->spec.send_to[i];
+	for (size_t i = 0; ranks && i < x->n_rx; i++)
+		ranks[x->n_tx + i] = x->spec.recv_from[i];
+	x->spec.send_to = ranks;
+	x->spec.recv_from = ranks ? ranks + x->n_tx : NULL;
+	return ranks;
+}
+
 int m2n__exchange_open(
 	struct m2n_group *group, const struct m2n__exchange_spec *spec, struct m2n_exchange **out)
 {
@@ -370,6 +384,7 @@ int m2n__exchange_open(
 	x->stride = slot_stride(spec);
 	x->credit_step = m2n__credit_step(spec);
 	x->area_stride = round_up(spec->n_slots * x->stride, page);
+	x->ranks = copy_lists(x);
 	x->tx = aligned_alloc(64, round_up((x->n_tx + 1) * sizeof(*x->tx), 64));
 	x->rx = aligned_alloc(64, round_up((x->n_rx + 1) * sizeof(*x->rx), 64));
 	if (x->tx)
@@ -377,7 +392,7 @@ int m2n__exchange_open(
 	if (x->rx)
 		memset(x->rx, 0, (x->n_rx + 1) * sizeof(*x->rx));
 	m2n__ctx_lock(group->ctx);
-	rc = x->tx && x->rx ? alloc_memory(x) : m2n__error(-ENOMEM, "%s: no memory", x->title);
+	rc = x->ranks && x->tx && x->rx ? alloc_memory(x) : m2n__error(-ENOMEM, "%s: no memory", x->title);
 	if (!rc)
 		rc = init_links(x);
 	for (struct m2n_exchange *o = group->exchanges; o && !rc; o = o->next)
@@ -578,6 +593,7 @@ void m2n__exchange_close(struct m2n_exchange *x)
 	free(x->quarantine);
 	free(x->pieces);
 	m2n__ctx_unlock(ctx);
+	free(x->ranks);
 	free(x->tx);
 	free(x->rx);
 	free(x);

@@ -140,7 +140,7 @@ struct m2n_exchange {
 	struct m2n__gpu_links *gpu; /* in CUDA memory: its links on the device; else NULL */
 	struct m2n_group *group;
 	struct m2n_ctx *ctx;
-	struct m2n__exchange_spec spec; /* names and lists are copies */
+	struct m2n__exchange_spec spec; /* its lists are copies */
 	char name[M2N__EXCHANGE_NAME];
 	char title[64];
 	uint64_t instance;  /* tells it from this process's others of that name */
@@ -148,6 +148,7 @@ struct m2n_exchange {
 	size_t area_stride; /* bytes from sender to sender */
 	size_t credit_step; /* words from credit to credit: a line each, while they are few */
 	size_t n_tx, n_rx;
+	int *ranks; /* of tx, then of rx: what the lists of spec point to */
 	struct m2n__tx *tx;
 	struct m2n__rx *rx;
 	struct m2n__shared area, region, credits;

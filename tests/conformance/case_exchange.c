@@ -19,14 +19,24 @@ static int create(struct rank *rank, const int *send_to, size_t n_send, const in
 {
 	struct m2n_exchange_params params = M2N_EXCHANGE_PARAMS_INIT;
 
+	/* Lists are borrowed for the call: after it they hold something else. */
+	int lists[2][RANKS_MAX];
+	int status;
+
+	for (size_t i = 0; i < n_send; i++)
+		lists[0][i] = send_to[i];
+	for (size_t i = 0; i < n_recv; i++)
+		lists[1][i] = recv_from[i];
 	params.name = TEST_NAME;
-	params.send_to = send_to;
+	params.send_to = lists[0];
 	params.n_send = n_send;
-	params.recv_from = recv_from;
+	params.recv_from = lists[1];
 	params.n_recv = n_recv;
 	params.max_bytes = max_bytes;
 	params.depth = depth;
-	return m2n_exchange_create(rank->group, &params, exchange);
+	status = m2n_exchange_create(rank->group, &params, exchange);
+	memset(lists, 0xff, sizeof(lists));
+	return status;
 }
 
 /* Message number i from one rank to another: its size and bytes. */
