@@ -21,7 +21,7 @@ struct request {
 
 struct request_refusal {
 	size_t line;
-	char *text; /* "FILE:LINE: reason"; owned */
+	char *text; /* "FILE:LINE: reason", or "prompt: reason"; owned */
 };
 
 struct request_list {
