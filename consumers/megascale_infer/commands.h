@@ -7,6 +7,7 @@
 #define MEGASCALE_COMMANDS_H
 
 int plan_main(int argc, char **argv);
+int profile_main(int argc, char **argv);
 int simulate_main(int argc, char **argv);
 
 #endif
