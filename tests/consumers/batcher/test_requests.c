@@ -63,7 +63,8 @@ static void a_trace_is_read(void **state)
 	params.divisor = 10;
 	params.speed = 2;
 	assert_int_equal(read_trace(HEADER "2023-11-16 23:59:59.6805900,374,44\r\n"
-		"2023-11-17 00:00:01.1805901,9,2000\n2023-11-17 00:00:01,55,19", &params, &list), 0);
+		"2023-11-17 00:00:01.1805901,9,2000\n2023-11-17 00:00:01,55,19", &params, &list),
+		0);
 	assert_int_equal(list.n_requests, 3);
 	assert_int_equal(list.n_refusals, 0);
 	assert_int_equal(list.requests[0].arrival_ns, 0);
@@ -166,7 +167,8 @@ static void what_is_no_trace_is_an_error(void **state)
 
 static void prompts_of_ids(void **state)
 {
-	static const char text[] = "1,2 3\n\n12\t299, 0\n1,300\n1,x\n0\t1\n12\t\n4294967296\n5\0006\n7";
+	static const char text[] = "1,2 3\n\n12\t299, 0\n1,300\n1,x\n0\t1\n12\t\n4294967296\n"
+		"5\0006\n7";
 	static const char *const reasons[] = {"token 1 is 300", "token 1 is no number",
 		"number of tokens", "no prompt", "token 0 is no number", "token 0 is no number"};
 	struct request_list list = {0};
