@@ -216,14 +216,12 @@ static void prompts_of_bytes(void **state)
 	requests_free(&list);
 }
 
-/* Every request is in one share, and no rank has more than one request more than another. */
-static void shares_are_even(void **state)
+/* 200 requests of many sizes; the tokens of the largest. */
+static uint32_t add_many(struct request_list *list)
 {
-	struct request_list list = {0};
 	struct requests_params params = defaults;
 	uint32_t largest = 0;
 
-	(void)state;
 	params.bytes = 1;
 	for (uint32_t i = 0, x = 1; i < 200; i++) {
 		char text[100] = {0};
@@ -231,10 +229,20 @@ static void shares_are_even(void **state)
 		x = x * 1664525u + 1013904223u;
 		memset(text, 'a', 1 + (x >> 16) % 90);
 		params.n_generate = 1 + (x >> 8) % 200;
-		assert_int_equal(requests_add_prompt(text, &params, &list), 0);
+		assert_int_equal(requests_add_prompt(text, &params, list), 0);
 		if (largest < strlen(text) + params.n_generate)
 			largest = (uint32_t)strlen(text) + params.n_generate;
 	}
+	return largest;
+}
+
+/* Every request is in one share, and no rank has more than one request more than another. */
+static void shares_are_even(void **state)
+{
+	struct request_list list = {0};
+	uint32_t largest = add_many(&list);
+
+	(void)state;
 	for (uint32_t n_ranks = 1; n_ranks <= 7; n_ranks += 2) {
 		uint64_t least = UINT64_MAX, most = 0;
 		size_t seen[200] = {0};
