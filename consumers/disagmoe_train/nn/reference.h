@@ -19,12 +19,13 @@ struct nn_reference {
 	void *memory;
 	struct nn_attention_record *attention; /* [n_layers] */
 	struct nn_expert_record *experts;      /* [n_layers, n_experts] */
+	void **expert_memory;                  /* [n_layers] of a layer's experts together */
 	struct nn_head_record head;
 	float *replies;   /* [n_layers, n_rows, top_k, hidden] */
 	float *d_replies; /* [n_rows, top_k, hidden] */
 	float *d_rows, *dx, *d_weights;
 	uint32_t *ids, *targets; /* [n_rows] */
-	float *batch;     /* [n_rows * top_k, hidden]: rows of one expert */
+	float *batch;     /* [2, n_rows * top_k, hidden]: rows of one expert, and its replies */
 };
 
 struct nn_step_result {
