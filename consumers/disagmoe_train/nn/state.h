@@ -2,7 +2,7 @@
 /*
  * A training checkpoint: a directory
  *
- *	DIR/model/            config.json, model.safetensors (or index and shards): any Mixtral loader
+ *	DIR/model/            config.json, index and shards: for any loader of Mixtral
  *	DIR/state-I-of-N.safetensors   NAME.m and NAME.v of every tensor
  *	DIR/state.json        settings, steps done, what the text was, how many parts
  *
