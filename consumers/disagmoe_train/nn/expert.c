@@ -62,7 +62,8 @@ void nn_expert_forward(const struct nn_params *params, struct nn_work *work, uin
 	record->n_rows += n_rows;
 }
 
-/* gate and up become their gradients from the product's; silu(g) = g s, silu'(g) = s + g s (1 - s) */
+/* gate and up become their gradients from the product's. With s = 1 / (1 + exp(-g)), silu(g) = g s
+ * and silu'(g) = s + g s (1 - s). */
 static void backward_act(float *gate, float *up, const float *d_act, size_t n_values)
 {
 	for (size_t i = 0; i < n_values; i++) {

@@ -91,7 +91,7 @@ double nn_attention_balance_loss(const struct model_config *config,
 }
 
 /*
- * With chosen probabilities' sum c and weights w_k = p_k / c: d_p_k = (d_w_k - sum_j w_j d_w_j) / c;
+ * The chosen have c together and weights w_k = p_k / c, so d_p_k = (d_w_k - sum_j w_j d_w_j) / c;
  * the balancing loss adds d_balance to all; then the softmax: p (d_p - <p, d_p>).
  */
 static void route_row_backward(const struct model_config *config, float *probs,

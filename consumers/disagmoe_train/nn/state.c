@@ -120,8 +120,8 @@ static int check_parts(const char *dir, const struct model_weights *names,
 		}
 	}
 	if (values->n != names->n_tensors || moments->n != 2 * names->n_tensors)
-		return model_fail(-EINVAL, "%s: %zu tensors and %zu moments; the model has %zu", dir,
-			values->n, moments->n, names->n_tensors);
+		return model_fail(-EINVAL, "%s: %zu tensors and %zu moments; the model has %zu "
+			"tensors", dir, values->n, moments->n, names->n_tensors);
 	return 0;
 }
 
@@ -340,8 +340,8 @@ int nn_state_read_params(const char *dir, struct nn_params *params)
 	int rc = nn_state_read_json(dir, &state, &n_parts);
 
 	if (!rc && !same_model(&state.settings.config, &params->config))
-		rc = model_fail(-EINVAL, "%s: the checkpoint is of another model: %u layers, hidden "
-			"%u, %u experts", dir, state.settings.config.n_layers,
+		rc = model_fail(-EINVAL, "%s: the checkpoint is of another model: %u layers, "
+			"hidden %u, %u experts", dir, state.settings.config.n_layers,
 			state.settings.config.hidden_size, state.settings.config.n_experts);
 	if (!rc)
 		rc = read_values(dir, params);

@@ -183,8 +183,8 @@ int nn_state_read_json(const char *dir, struct nn_state *state, uint32_t *n_part
 	snprintf(path, sizeof(path), "%.4000s/state.json", dir);
 	file = fopen(path, "re");
 	if (!file)
-		return model_fail(-errno, "%.4000s: there is no training checkpoint: state.json: %s",
-			dir, strerror(errno));
+		return model_fail(-errno, "%.4000s: there is no training checkpoint: state.json: "
+			"%s", dir, strerror(errno));
 	root = json_loadf(file, JSON_REJECT_DUPLICATES, &error);
 	fclose(file);
 	if (!root)

@@ -84,7 +84,7 @@ int nn_text_open(const char *path, uint32_t seq_len, double held_back, struct nn
 	if (opened)
 		opened->path = strdup(path);
 	if (!opened || !opened->path) {
-		model_fail(rc, "%s: no memory", path);
+		model_fail(rc, "no memory for the name of a text");
 	} else {
 		opened->seq_len = seq_len;
 		rc = map_file(path, opened);
