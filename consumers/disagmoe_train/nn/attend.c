@@ -122,35 +122,30 @@ void nn_attend(struct nn_work *work, const float *q, const float *k, const float
 	}
 }
 
-static float dot(const float *a, const float *b, size_t n)
-{
-	float sum = 0;
-
-	for (size_t i = 0; i < n; i++)
-		sum += a[i] * b[i];
-	return sum;
-}
-
 /*
  * Scores' products into probabilities p, and d_p into the gradients of the products: p (d_p - d)
- * scale, where d = <p, d_p> = <mixed, d_mixed>.
+ * scale, where d = <p, d_p>. (It is <mixed, d_mixed> too, but other roundings would be left where
+ * the difference is 0.)
  */
 static void softmax_row_backward(float *row, float *d_row, size_t from, size_t to, size_t n,
-	float scale, float log_sum, float d)
+	float scale, float log_sum)
 {
+	float d;
+
 	memset(row, 0, from * sizeof(row[0]));
 	memset(row + to, 0, (n - to) * sizeof(row[0]));
 	memset(d_row, 0, from * sizeof(row[0]));
 	memset(d_row + to, 0, (n - to) * sizeof(row[0]));
 	for (size_t i = from; i < to; i++)
 		row[i] = expf(row[i] * scale - log_sum);
+	d = (float)nn_dot(row + from, d_row + from, to - from);
 	for (size_t i = from; i < to; i++)
 		d_row[i] = row[i] * (d_row[i] - d) * scale;
 }
 
 /* q becomes its gradient block by block: nobody else needs it then. */
 static void attend_head_backward(struct nn_work *work, float *q, const float *k, const float *v,
-	const float *mixed, const float *log_sums, const float *d_mixed)
+	const float *log_sums, const float *d_mixed)
 {
 	const struct model_config *c = work->config;
 	size_t dim = c->head_dim, q_stride = c->n_heads * dim, kv_stride = c->n_kv_heads * dim;
@@ -159,7 +154,7 @@ static void attend_head_backward(struct nn_work *work, float *q, const float *k,
 	for (size_t first = 0; first < work->seq_len; first += NN_QUERY_BLOCK) {
 		struct block b = block_at(work, first);
 		const float *block_k = k + b.key * kv_stride, *block_v = v + b.key * kv_stride;
-		const float *d_out = d_mixed + first * q_stride, *out = mixed + first * q_stride;
+		const float *d_out = d_mixed + first * q_stride;
 		float *block_q = q + first * q_stride;
 
 		product_nt(b.n, b.n_keys, dim, block_q, q_stride, block_k, kv_stride, work->scores);
@@ -171,8 +166,7 @@ static void attend_head_backward(struct nn_work *work, float *q, const float *k,
 			seen_keys(&b, i, &from, &to);
 			softmax_row_backward(work->scores + i * b.n_keys,
 				work->d_scores + i * b.n_keys, from, to, b.n_keys, scale,
-				log_sums[(first + i) * c->n_heads],
-				dot(d_out + i * q_stride, out + i * q_stride, dim));
+				log_sums[(first + i) * c->n_heads]);
 		}
 		product_tn(b.n, b.n_keys, dim, work->scores, d_out, q_stride,
 			work->d_v + b.key * dim);
@@ -183,7 +177,7 @@ static void attend_head_backward(struct nn_work *work, float *q, const float *k,
 	}
 }
 
-void nn_attend_backward(struct nn_work *work, float *q, float *k, float *v, const float *mixed,
+void nn_attend_backward(struct nn_work *work, float *q, float *k, float *v,
 	const float *log_sums, const float *d_mixed)
 {
 	const struct model_config *c = work->config;
@@ -196,8 +190,8 @@ void nn_attend_backward(struct nn_work *work, float *q, float *k, float *v, cons
 		memset(work->d_k, 0, work->seq_len * dim * sizeof(float));
 		memset(work->d_v, 0, work->seq_len * dim * sizeof(float));
 		for (uint32_t head = kv_head * group; head < (kv_head + 1) * group; head++)
-			attend_head_backward(work, q + head * dim, head_k, head_v,
-				mixed + head * dim, log_sums + head, d_mixed + head * dim);
+			attend_head_backward(work, q + head * dim, head_k, head_v, log_sums + head,
+				d_mixed + head * dim);
 		for (size_t row = 0; row < work->seq_len; row++) {
 			memcpy(head_k + row * kv_stride, work->d_k + row * dim,
 				dim * sizeof(float));

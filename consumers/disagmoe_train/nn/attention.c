@@ -141,7 +141,7 @@ static void backward_attention(struct nn_work *work, const struct side *side,
 	size_t h = c->hidden_size;
 
 	nn_product_input_grad(side->o, s->y, s->n_rows, 0, work->heads, side->o->shape[1]);
-	nn_attend_backward(work, s->q, s->k, s->v, s->mixed, s->log_sums, work->heads);
+	nn_attend_backward(work, s->q, s->k, s->v, s->log_sums, work->heads);
 	nn_rotate(work, c->n_heads, -1, s->q);
 	nn_rotate(work, c->n_kv_heads, -1, s->k);
 	nn_product_input_grad(side->q, s->q, s->n_rows, 0, work->hidden, h);

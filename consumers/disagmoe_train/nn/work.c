@@ -139,7 +139,7 @@ void nn_product_weight_grad(struct nn_param *w, const float *dy, const float *x,
 }
 
 /* In lanes, so that the compiler may use vectors without changing the order of sums. */
-static double dot(const float *a, const float *b, size_t n_values)
+double nn_dot(const float *a, const float *b, size_t n_values)
 {
 	double lanes[NORM_LANES] = {0}, sum = 0;
 
@@ -168,8 +168,11 @@ void nn_norm(const struct nn_param *weight, double eps, const float *x, size_t n
 {
 	size_t n = weight->n_values;
 
-	for (size_t row = 0; row < n_rows; row++)
-		scale[row] = (float)(1 / sqrt(dot(x + row * n, x + row * n, n) / (double)n + eps));
+	for (size_t row = 0; row < n_rows; row++) {
+		double squares = nn_dot(x + row * n, x + row * n, n);
+
+		scale[row] = (float)(1 / sqrt(squares / (double)n + eps));
+	}
 	nn_norm_again(weight, x, scale, n_rows, y);
 }
 

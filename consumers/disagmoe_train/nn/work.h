@@ -42,6 +42,7 @@ void nn_product_input_grad(const struct nn_param *w, const float *dy, size_t n_r
 /* grad += dy^T x */
 void nn_product_weight_grad(struct nn_param *w, const float *dy, const float *x, size_t n_rows);
 
+double nn_dot(const float *a, const float *b, size_t n_values);
 /* y = weight * (x * scale), scale = 1 / sqrt(mean(x^2) + eps) */
 void nn_norm(const struct nn_param *weight, double eps, const float *x, size_t n_rows,
 	float *scale, float *y);
@@ -57,7 +58,7 @@ void nn_norm_backward(struct nn_param *weight, const float *x, const float *scal
 void nn_attend(struct nn_work *work, const float *q, const float *k, const float *v, float *mixed,
 	float *log_sums);
 /* q, k, v become their gradients (of the rotated ones) from d_mixed. */
-void nn_attend_backward(struct nn_work *work, float *q, float *k, float *v, const float *mixed,
+void nn_attend_backward(struct nn_work *work, float *q, float *k, float *v,
 	const float *log_sums, const float *d_mixed);
 /* Turns heads of n_rows rows by their positions; direction 1 or -1, backward. */
 void nn_rotate(const struct nn_work *work, uint32_t n_heads, float direction, float *heads);
