@@ -8,6 +8,7 @@
 
 int plan_main(int argc, char **argv);
 int profile_main(int argc, char **argv);
+int serve_main(int argc, char **argv);
 int simulate_main(int argc, char **argv);
 
 #endif

@@ -14,6 +14,7 @@ static const struct {
 } commands[] = {
 	{"plan", "sizes and numbers of nodes for a model, from its shape and the GPUs", plan_main},
 	{"profile", "what the plan wants to know of this machine, measured", profile_main},
+	{"serve", "serves requests by attention and expert ranks", serve_main},
 	{"simulate", "the pipeline of a plan as discrete events", simulate_main},
 };
 

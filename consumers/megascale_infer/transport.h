@@ -35,14 +35,14 @@ struct transport_params {
 	uint32_t n_micro_batches; /* in flight from one attention rank, 1 to 4 */
 	uint32_t max_rows;        /* of a micro-batch */
 	enum model_dtype row_dtype;
-	uint32_t n_replicas;      /* owners of each expert at first, 1 .. n_expert_ranks */
-	uint32_t balance_rounds;  /* a new placement every so many rounds; 0: never */
+	uint32_t n_replicas;     /* owners of each expert at first, 1 .. n_expert_ranks */
+	uint32_t balance_rounds; /* a new placement every so many rounds; 0: never */
 	/* Expert rank: experts that a placement gives to it, before their rows come. */
 	int (*hold)(void *arg, uint32_t layer, uint32_t expert);
 	void *arg;
 };
 
-/* A micro-batch in one layer. All is borrowed until transport_receive() of it returned 0. */
+/* A micro-batch in one layer. All is borrowed until receive() of it returned. */
 struct transport_batch {
 	uint32_t layer;
 	uint32_t n_rows;
@@ -71,8 +71,9 @@ struct transport_stats {
 	uint64_t n_lost, n_joined; /* expert ranks */
 	uint64_t n_placements;     /* switched to */
 	int64_t stall_ns;          /* the longest time from a loss to the next whole round */
-	double load_before, load_after; /* max / mean of expert ranks at the last switch, by the
-	                                 * window that it was made from; 0: none */
+	/* max / mean over the expert ranks, under the old and the new placement, of the rows that
+	 * the last switch was made from; 0: there was none */
+	double load_before, load_after;
 };
 
 struct transport;
@@ -82,16 +83,20 @@ struct transport_ops {
 	int (*open)(const struct transport_params *params, struct transport **transport);
 	/* Leaves; what the other side has not answered is given up. */
 	void (*close)(struct transport *transport);
+	/* Memory for rows and replies that the network may read where they lie; it goes with the
+	 * transport. NULL: there is none. */
+	void *(*alloc)(struct transport *transport, size_t bytes);
 
 	/* Attention rank: up to n_micro_batches in flight, received in the order they were sent. */
 	int (*send)(struct transport *transport, const struct transport_batch *batch);
-	/* out = residual + sum of weight * reply, [n_rows, hidden] of row_dtype; out may not be the
-	 * residual. Of the oldest batch in flight, which is over with 0 and with TRANSPORT_RESEND. */
+	/* Of the oldest batch in flight, which is over with 0 and with TRANSPORT_RESEND:
+	 * out = residual + sum of weight * reply, [n_rows, hidden] of row_dtype. out may not be the
+	 * residual. */
 	int (*receive)(struct transport *transport, const void *residual, void *out);
 
 	/* Expert rank: TRANSPORT_END when all attention ranks have left. */
 	int (*take)(struct transport *transport, const struct transport_work **work);
-	/* replies: [work->n_rows, hidden] of row_dtype */
+	/* replies: [work->n_rows, hidden] of row_dtype, borrowed until the next answer returns. */
 	int (*answer)(struct transport *transport, const struct transport_work *work,
 		const void *replies);
 

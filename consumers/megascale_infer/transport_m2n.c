@@ -1,0 +1,374 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The transport over libm2n: one channel whose experts are those of all layers, as many rounds in
+ * flight as there are micro-batches. A lost expert rank shows as M2N_PARTIAL: the rows it had are
+ * routed again to the replicas that are left, by the plan of the same batch made anew. libm2n lets
+ * a process that takes its place in by itself.
+ */
+#include "transport_m2n.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "model/error.h"
+
+#define LOOK_ROUNDS 16     /* while a rank is lost, a look for its successor every so many */
+#define SUCCESSOR_MS 10000 /* waited for, when nobody else has an expert */
+
+int transport_fail(int rc)
+{
+	return model_fail(rc, "%s", m2n_error_text());
+}
+
+static int64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * INT64_C(1000000000) + ts.tv_nsec;
+}
+
+static int open_flights(struct transport *t)
+{
+	size_t n = (size_t)t->p.max_rows * t->p.config->top_k;
+
+	t->missing = malloc(t->p.max_rows);
+	for (uint32_t i = 0; i < t->p.n_micro_batches; i++) {
+		t->flights[i].ids = malloc(n * sizeof(int32_t));
+		if (!t->missing || !t->flights[i].ids)
+			return model_fail(
+				-ENOMEM, "no memory for %u rows of a micro-batch", t->p.max_rows);
+		if (m2n_plan_create(t->channel, &t->flights[i].plan) < 0)
+			return transport_fail(-ENOMEM);
+	}
+	t->whole_ns = now_ns();
+	return 0;
+}
+
+static int open_expert(struct transport *t)
+{
+	size_t n_words = ((size_t)t->p.n_attention + 63) / 64;
+
+	t->live_sources = calloc(n_words, sizeof(*t->live_sources));
+	if (!t->live_sources)
+		return model_fail(-ENOMEM, "no memory for %d attention ranks", t->p.n_attention);
+	for (int i = 0; i < t->p.n_attention; i++)
+		t->live_sources[i / 64] |= UINT64_C(1) << i % 64;
+	return 0;
+}
+
+static int open_channel(struct transport *t)
+{
+	const struct model_config *c = t->p.config;
+	struct m2n_channel_params params = M2N_CHANNEL_PARAMS_INIT;
+	int n = t->p.n_attention + t->p.n_expert_ranks, rc;
+	int *ranks = malloc((size_t)n * sizeof(*ranks));
+
+	if (!ranks)
+		return model_fail(-ENOMEM, "no memory for %d ranks", n);
+	for (int i = 0; i < n; i++)
+		ranks[i] = i;
+	params.name = "moe";
+	params.sources = ranks;
+	params.n_sources = (size_t)t->p.n_attention;
+	params.experts = ranks + t->p.n_attention;
+	params.n_expert_ranks = (size_t)t->p.n_expert_ranks;
+	params.map = t->map;
+	params.n_experts = t->n_ids;
+	params.top_k = c->top_k;
+	params.max_tokens = t->p.max_rows;
+	params.row_bytes = c->hidden_size * model_dtype_bytes(t->p.row_dtype);
+	params.dtype = (enum m2n_dtype)t->p.row_dtype;
+	params.depth = t->p.n_micro_batches + 1;
+	rc = m2n_channel_create(t->group, &params, &t->channel);
+	free(ranks);
+	return rc < 0 ? transport_fail(rc) : 0;
+}
+
+static void close_m2n(struct transport *t)
+{
+	if (!t)
+		return;
+	for (int i = 0; i < TRANSPORT_MAX_FLIGHTS; i++) {
+		m2n_plan_destroy(t->flights[i].plan);
+		free(t->flights[i].ids);
+	}
+	m2n_channel_destroy(t->channel);
+	for (size_t i = 0; i < t->n_allocs; i++)
+		m2n_mem_free(t->allocs[i]);
+	placement_close(t);
+	free(t->missing);
+	free(t->live_sources);
+	free(t->parts);
+	free(t);
+}
+
+static int check(const struct transport_params *p)
+{
+	if (p->n_attention + p->n_expert_ranks != p->env->n_ranks)
+		return model_fail(-EINVAL, "%d attention and %d expert ranks, but the group has %d",
+			p->n_attention, p->n_expert_ranks, p->env->n_ranks);
+	if (p->n_expert_ranks > 64)
+		return model_fail(-EINVAL, "%d expert ranks, accepted: 1 to 64", p->n_expert_ranks);
+	if (p->n_replicas < 1 || p->n_replicas > (uint32_t)p->n_expert_ranks)
+		return model_fail(-EINVAL, "%u replicas, accepted: 1 to the %d expert ranks",
+			p->n_replicas, p->n_expert_ranks);
+	if (p->n_micro_batches < 1 || p->n_micro_batches > TRANSPORT_MAX_FLIGHTS)
+		return model_fail(-EINVAL, "%u micro-batches, accepted: 1 to %d",
+			p->n_micro_batches, TRANSPORT_MAX_FLIGHTS);
+	return 0;
+}
+
+static int open_m2n(const struct transport_params *params, struct transport **transport)
+{
+	struct transport *t;
+	int rc = check(params);
+
+	if (rc)
+		return rc;
+	t = calloc(1, sizeof(*t));
+	if (!t)
+		return model_fail(-ENOMEM, "no memory for the transport");
+	t->p = *params;
+	t->group = params->env->group;
+	t->n_ids = params->config->n_layers * params->config->n_experts;
+	t->source = params->env->rank < params->n_attention ? params->env->rank : -1;
+	t->expert = t->source < 0 ? params->env->rank - params->n_attention : -1;
+	rc = placement_open(t);
+	if (!rc)
+		rc = open_channel(t);
+	if (!rc)
+		rc = t->source >= 0 ? open_flights(t) : open_expert(t);
+	if (rc) {
+		close_m2n(t);
+		return rc;
+	}
+	*transport = t;
+	return 0;
+}
+
+static void *alloc_m2n(struct transport *t, size_t bytes)
+{
+	void *base;
+	int rc = -ENOMEM;
+
+	if (t->n_allocs < TRANSPORT_MAX_ALLOCS)
+		rc = m2n_mem_alloc(
+			t->p.env->ctx, bytes ? bytes : 1, &t->allocs[t->n_allocs], &base);
+	if (rc < 0) {
+		transport_fail(rc);
+		return NULL;
+	}
+	t->n_allocs++;
+	return base;
+}
+
+/* Which expert ranks are lost, and whether one came back. */
+static void look_at_peers(struct transport *t)
+{
+	struct m2n_peer_attr attr;
+
+	for (int i = 0; i < t->p.n_expert_ranks; i++) {
+		uint64_t bit = UINT64_C(1) << i;
+		int is_lost;
+
+		if (m2n_group_peer(t->group, t->p.n_attention + i, &attr) < 0)
+			continue;
+		is_lost = attr.state == M2N_PEER_LOST || attr.state == M2N_PEER_LEFT;
+		t->stats.n_lost += is_lost && !(t->lost_ranks & bit);
+		t->stats.n_joined += attr.state == M2N_PEER_LIVE && (t->lost_ranks & bit) != 0;
+		if (is_lost)
+			t->lost_ranks |= bit;
+		else if (attr.state == M2N_PEER_LIVE)
+			t->lost_ranks &= ~bit;
+	}
+}
+
+/* Nobody is left who has an expert: somebody may take the lost rank's place. */
+static int route(
+	struct transport *t, struct transport_flight *f, const struct m2n_route_params *params)
+{
+	const struct timespec nap = {.tv_nsec = 1000000};
+	struct m2n_plan_attr attr;
+	int rc;
+
+	for (int ms = 0;; ms++) {
+		rc = m2n_plan_route(t->channel, f->plan, params);
+		if (rc < 0)
+			return transport_fail(rc);
+		m2n_plan_query(f->plan, &attr);
+		if (!attr.n_dropped)
+			return 0;
+		if (ms == SUCCESSOR_MS)
+			return model_fail(-EIO,
+				"%s; no replica is left, and nobody took the lost "
+				"rank's place within %d s",
+				m2n_error_text(), SUCCESSOR_MS / 1000);
+		m2n_ctx_progress(t->p.env->ctx);
+		nanosleep(&nap, NULL);
+	}
+}
+
+static int send_m2n(struct transport *t, const struct transport_batch *b)
+{
+	struct transport_flight *f = &t->flights[t->n_sent % t->p.n_micro_batches];
+	struct m2n_route_params params = M2N_ROUTE_PARAMS_INIT;
+	struct m2n_dispatch_send_params send = M2N_DISPATCH_SEND_PARAMS_INIT;
+	int32_t first = (int32_t)(b->layer * t->p.config->n_experts);
+	int rc = placement_before(t, t->n_sent);
+
+	if (rc)
+		return rc;
+	for (size_t i = 0; i < (size_t)b->n_rows * t->p.config->top_k; i++)
+		f->ids[i] = b->ids[i] < 0 ? -1 : first + b->ids[i];
+	f->n_rows = params.n_tokens = b->n_rows;
+	params.expert_ids = f->ids;
+	params.weights = b->weights;
+	rc = route(t, f, &params);
+	if (rc)
+		return rc;
+	send.plan = f->plan;
+	send.rows = b->rows;
+	rc = m2n_dispatch_send(t->channel, &send);
+	if (rc < 0)
+		return transport_fail(rc);
+	t->n_sent++;
+	return 0;
+}
+
+static int is_missing(const struct transport *t, uint32_t n_rows)
+{
+	for (uint32_t i = 0; i < n_rows; i++)
+		if (t->missing[i])
+			return 1;
+	return 0;
+}
+
+static void note_whole(struct transport *t)
+{
+	int64_t now = now_ns(), stall = now - t->whole_ns;
+
+	if (t->is_stalled && stall > t->stats.stall_ns)
+		t->stats.stall_ns = stall;
+	t->is_stalled = 0;
+	t->whole_ns = now;
+}
+
+static int receive_m2n(struct transport *t, const void *residual, void *out)
+{
+	struct transport_flight *f = &t->flights[t->n_received % t->p.n_micro_batches];
+	struct m2n_combine_recv_params params = M2N_COMBINE_RECV_PARAMS_INIT;
+	int rc;
+
+	params.plan = f->plan;
+	params.residual = residual;
+	params.out = out;
+	params.missing = t->missing;
+	rc = m2n_combine_recv(t->channel, &params);
+	if (rc < 0)
+		return transport_fail(rc);
+	t->n_received++;
+	t->stats.n_rounds++;
+	if (rc == M2N_PARTIAL || (t->lost_ranks && t->n_received % LOOK_ROUNDS == 0))
+		look_at_peers(t);
+	if (rc == M2N_PARTIAL && is_missing(t, f->n_rows)) {
+		t->stats.n_resent++;
+		t->is_stalled = 1;
+		return TRANSPORT_RESEND;
+	}
+	note_whole(t);
+	return 0;
+}
+
+/* Whose rows are waited for. 0: nobody is left. */
+static int look_at_sources(struct transport *t)
+{
+	struct m2n_peer_attr attr;
+	int n_live = 0;
+
+	for (int i = 0; i < t->p.n_attention; i++) {
+		if (m2n_group_peer(t->group, i, &attr) == 0 &&
+			(attr.state == M2N_PEER_LOST || attr.state == M2N_PEER_LEFT))
+			t->live_sources[i / 64] &= ~(UINT64_C(1) << i % 64);
+		n_live += (t->live_sources[i / 64] >> i % 64 & 1) != 0;
+	}
+	return n_live;
+}
+
+static int list_parts(struct transport *t, const struct m2n_batch *batch)
+{
+	uint32_t n_experts = t->p.config->n_experts;
+
+	if (batch->n_segments > t->room_parts) {
+		free(t->parts);
+		t->room_parts = batch->n_segments * 2;
+		t->parts = malloc(t->room_parts * sizeof(*t->parts));
+		if (!t->parts)
+			return t->room_parts = 0,
+			       model_fail(-ENOMEM, "no memory for %u parts", batch->n_segments);
+	}
+	for (uint32_t i = 0; i < batch->n_segments; i++) {
+		const struct m2n_segment *s = &batch->segments[i];
+
+		t->parts[i] = (struct transport_part){(uint32_t)s->expert / n_experts,
+			(uint32_t)s->expert % n_experts, s->n_rows, s->first_row, s->rows};
+	}
+	t->work = (struct transport_work){batch->round, batch->n_rows, batch->n_segments, t->parts};
+	return 0;
+}
+
+static int take_m2n(struct transport *t, const struct transport_work **work)
+{
+	struct m2n_dispatch_recv_params params = M2N_DISPATCH_RECV_PARAMS_INIT;
+	struct m2n_channel_attr attr;
+	int rc;
+
+	m2n_channel_query(t->channel, &attr);
+	rc = placement_before(t, attr.next_recv_round);
+	if (rc)
+		return rc;
+	params.mask = t->live_sources;
+	params.timeout_ns = M2N_TIMEOUT_NONE; /* ends when they leave or are lost */
+	rc = m2n_dispatch_recv(t->channel, &params, &t->batch);
+	if (rc < 0)
+		return transport_fail(rc);
+	if (rc == M2N_PARTIAL && !look_at_sources(t))
+		return TRANSPORT_END;
+	placement_count(t, t->batch);
+	rc = list_parts(t, t->batch);
+	*work = &t->work;
+	return rc;
+}
+
+static int answer_m2n(struct transport *t, const struct transport_work *work, const void *replies)
+{
+	struct m2n_combine_send_params params = M2N_COMBINE_SEND_PARAMS_INIT;
+	int rc = m2n_reply_wait(t->channel, M2N_TIMEOUT_DEFAULT);
+
+	(void)work;
+	params.batch = t->batch;
+	params.rows = replies;
+	if (rc >= 0)
+		rc = m2n_combine_send(t->channel, &params);
+	t->stats.n_rounds++;
+	return rc < 0 ? transport_fail(rc) : 0; /* partial: an attention rank is gone */
+}
+
+static void stats_m2n(const struct transport *t, struct transport_stats *stats)
+{
+	*stats = t->stats;
+}
+
+const struct transport_ops transport_m2n = {
+	.name = "m2n",
+	.open = open_m2n,
+	.close = close_m2n,
+	.alloc = alloc_m2n,
+	.send = send_m2n,
+	.receive = receive_m2n,
+	.take = take_m2n,
+	.answer = answer_m2n,
+	.stats = stats_m2n,
+};

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of the transport over libm2n share. */
+#ifndef MEGASCALE_TRANSPORT_M2N_H
+#define MEGASCALE_TRANSPORT_M2N_H
+
+#include <m2n/m2n.h>
+
+#include "transport.h"
+
+enum { TRANSPORT_MAX_FLIGHTS = 4, TRANSPORT_MAX_ALLOCS = 64 };
+
+/* A micro-batch under way. */
+struct transport_flight {
+	struct m2n_plan *plan;
+	int32_t *ids; /* [max_rows, top_k] of the channel: layer * n_experts + expert */
+	uint32_t n_rows;
+};
+
+struct transport {
+	struct transport_params p;
+	struct transport_stats stats;
+	struct m2n_group *group;
+	struct m2n_channel *channel;
+	struct m2n_mem *allocs[TRANSPORT_MAX_ALLOCS];
+	size_t n_allocs;
+	uint32_t n_ids; /* experts of the channel */
+	int source, expert;
+
+	struct transport_flight flights[TRANSPORT_MAX_FLIGHTS]; /* attention rank */
+	uint64_t n_sent, n_received;
+	uint8_t *missing;    /* [max_rows] */
+	uint64_t lost_ranks; /* bitmap over expert rank indexes */
+	int64_t whole_ns;    /* when the last round was received whole */
+	int is_stalled;      /* rows were lost since */
+
+	uint64_t *live_sources; /* expert rank: mask of dispatch_recv */
+	const struct m2n_batch *batch;
+	struct transport_part *parts;
+	size_t room_parts;
+	struct transport_work work;
+
+	uint64_t next_placement; /* number of the next switch */
+	uint32_t *rows;          /* expert rank, [n_ids]: of the window */
+	struct m2n_map *map;     /* in force */
+};
+
+int transport_fail(int rc); /* passes libm2n's text on */
+
+/* placement.c: who owns which expert. */
+int placement_open(struct transport *t);
+void placement_close(struct transport *t);
+/* To be called before this rank's part in a round. */
+int placement_before(struct transport *t, uint64_t round);
+void placement_count(struct transport *t, const struct m2n_batch *batch);
+
+#endif
