@@ -22,10 +22,11 @@ struct micro {
 	struct batcher_batch batch;
 	int is_active;
 	uint32_t layer;
-	float *x, *sum;       /* [max_rows, hidden] fp32; sum: what the combine gives */
-	void *rows;           /* [max_rows, hidden] as they travel */
-	void *residual, *out; /* bf16: the same as x and sum, as they travel */
-	int32_t *ids;         /* [max_rows, top_k] */
+	int64_t begun_ns, sent_ns; /* of the iteration, of the layer's rows */
+	float *x, *sum;            /* [max_rows, hidden] fp32; sum: what the combine gives */
+	void *rows;                /* [max_rows, hidden] as they travel */
+	void *residual, *out;      /* bf16: the same as x and sum, as they travel */
+	int32_t *ids;              /* [max_rows, top_k] */
 	float *weights;
 };
 
@@ -42,7 +43,9 @@ struct attention {
 	uint32_t *order, *tokens;
 	uint64_t n_tokens;
 	uint64_t n_idle_rounds;
-	int64_t mark; /* the end of the last span */
+	uint64_t n_iterations[BATCHER_MAX_SLOTS];
+	int64_t iteration_ns[BATCHER_MAX_SLOTS]; /* sums */
+	int64_t mark;                            /* the end of the last span */
 };
 
 static void span(struct attention *a, enum timeline_kind kind, const char *label, uint32_t slot)
@@ -52,6 +55,19 @@ static void span(struct attention *a, enum timeline_kind kind, const char *label
 						      .kind = (uint16_t)kind,
 						      .layer = a->micros[slot].layer,
 						      .micro_batch = slot});
+}
+
+/* A lane of its own: rows with the expert side. */
+static void show_flight(struct attention *a, uint32_t slot)
+{
+	struct timeline_span flight = {.begin_ns = a->micros[slot].sent_ns,
+		.label = "flight",
+		.kind = TIMELINE_WAIT,
+		.lane = (uint16_t)(1 + slot),
+		.layer = a->micros[slot].layer,
+		.micro_batch = slot};
+
+	timeline_add(a->p.timeline, flight);
 }
 
 static int64_t elapsed(const struct attention *a)
@@ -117,6 +133,7 @@ static int send(struct attention *a, uint32_t slot)
 	int rc = a->p.ops->send(a->p.transport, &batch);
 
 	span(a, TIMELINE_SEND, "dispatch", slot);
+	m->sent_ns = a->mark;
 	if (!rc)
 		a->queue[a->n_queued++] = slot;
 	return rc;
@@ -139,6 +156,7 @@ static int begin(struct attention *a, uint32_t slot)
 		return rc;
 	m->is_active = 1;
 	m->layer = 0;
+	m->begun_ns = a->mark;
 	model_embed(a->p.model, m->batch.ids, m->batch.n_rows, m->x);
 	return attend_and_send(a, slot);
 }
@@ -168,6 +186,8 @@ static void sample(struct attention *a, uint32_t slot)
 	batcher_done(a->batcher, slot, elapsed(a), a->tokens);
 	m->is_active = 0;
 	span(a, TIMELINE_COMPUTE, "sample", slot);
+	a->n_iterations[slot]++;
+	a->iteration_ns[slot] += a->mark - m->begun_ns;
 	if (a->p.progress) {
 		struct batcher_stats stats;
 
@@ -186,6 +206,7 @@ static int advance(struct attention *a)
 
 	memmove(a->queue, a->queue + 1, --a->n_queued * sizeof(*a->queue));
 	span(a, TIMELINE_WAIT, "combine", slot);
+	show_flight(a, slot);
 	if (rc == TRANSPORT_RESEND)
 		return send(a, slot);
 	if (rc)
@@ -294,17 +315,25 @@ static json_t *record_json(const struct batcher_record *r)
 static json_t *make_report(const struct attention *a)
 {
 	const struct batcher_record *records = batcher_records(a->batcher);
-	json_t *requests = json_array();
+	json_t *requests = json_array(), *iterations = json_array();
 	struct batcher_stats s;
 
 	batcher_stats(a->batcher, &s);
 	for (size_t i = 0; i < a->p.n_requests; i++)
 		json_array_append_new(requests, record_json(&records[i]));
-	return json_pack("{s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:o}", "iterations",
-		(json_int_t)s.n_iterations, "rows", (json_int_t)s.n_rows, "prefill_rows",
-		(json_int_t)s.n_prefill_rows, "idle_rounds", (json_int_t)a->n_idle_rounds,
-		"expected_mean_ns", s.mean_ns, "expected_deviation_ns", s.deviation_ns,
-		"expected_max_ns", s.max_ns, "requests", requests);
+	for (uint32_t i = 0; i < a->p.batcher.n_slots; i++) {
+		double ns = a->n_iterations[i]
+				    ? (double)a->iteration_ns[i] / (double)a->n_iterations[i]
+				    : 0;
+
+		json_array_append_new(iterations, json_real(ns / 1e3));
+	}
+	return json_pack("{s:I, s:o, s:I, s:I, s:I, s:f, s:f, s:f, s:o}", "iterations",
+		(json_int_t)s.n_iterations, "iteration_us", iterations, "rows",
+		(json_int_t)s.n_rows, "prefill_rows", (json_int_t)s.n_prefill_rows, "idle_rounds",
+		(json_int_t)a->n_idle_rounds, "expected_mean_ns", s.mean_ns,
+		"expected_deviation_ns", s.deviation_ns, "expected_max_ns", s.max_ns, "requests",
+		requests);
 }
 
 int attention_rank(const struct attention_params *params, json_t **report)

@@ -47,15 +47,17 @@ int expert_rank_hold(void *arg, uint32_t layer, uint32_t expert)
 
 static void span(struct experts *e, enum timeline_kind kind, const char *label, uint32_t layer)
 {
-	e->mark = timeline_add(e->p.timeline, (struct timeline_span){.begin_ns = e->mark,
-						      .label = label,
-						      .kind = (uint16_t)kind,
-						      .layer = layer,
-						      .micro_batch = (uint32_t)(e->n_rounds)});
+	struct timeline_span span = {.begin_ns = e->mark,
+		.label = label,
+		.kind = (uint16_t)kind,
+		.layer = layer,
+		.micro_batch = (uint32_t)(e->n_rounds % e->p.n_micro_batches)};
+
+	e->mark = timeline_add(e->p.timeline, span);
 }
 
-/* n_parts parts of one expert, whose rows follow each other in the replies. */
-static void run(
+/* n_parts parts of one expert, whose rows follow each other in the replies. How many rows. */
+static uint32_t run(
 	struct experts *e, const struct transport_part *parts, uint32_t n_parts, uint8_t *replies)
 {
 	int is_f32 = e->p.row_dtype == MODEL_F32;
@@ -73,6 +75,7 @@ static void run(
 		e->hidden, is_f32 ? (float *)(void *)to : e->results, e->hidden);
 	if (!is_f32)
 		model_from_f32(e->p.row_dtype, e->results, n_rows * e->hidden, to);
+	return n_rows;
 }
 
 static void run_all(struct experts *e, const struct transport_work *work, uint8_t *replies)
@@ -84,8 +87,7 @@ static void run_all(struct experts *e, const struct transport_work *work, uint8_
 				    work->parts[to].expert == part->expert;
 			to++)
 			;
-		run(e, part, to - from, replies);
-		e->n_rows += part->n_rows;
+		e->n_rows += run(e, part, to - from, replies);
 	}
 }
 

@@ -18,6 +18,7 @@ struct expert_params {
 	const struct model *model; /* its experts are held */
 	enum model_dtype row_dtype;
 	uint32_t max_rows; /* of a round at most */
+	uint32_t n_micro_batches;
 	struct timeline *timeline;
 };
 

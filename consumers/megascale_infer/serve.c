@@ -28,6 +28,18 @@ void serve_path(const struct serve *serve, const char *what, int rank, char path
 	snprintf(path, 512, "%s/%s-%d", serve->work_dir, what, rank);
 }
 
+static int make_work_dir(struct serve *s)
+{
+	int rc;
+
+	snprintf(s->work_dir, sizeof(s->work_dir), P_tmpdir "/megascale_infer-XXXXXX");
+	if (mkdtemp(s->work_dir))
+		return 0;
+	rc = model_fail(-errno, "%s: %s", s->work_dir, strerror(errno));
+	s->work_dir[0] = 0;
+	return rc;
+}
+
 /* Everybody's clock of arrivals starts when the first attention rank is ready. */
 static int agree_on_start(const struct rank_env *env, int64_t *start)
 {
@@ -41,6 +53,43 @@ static int agree_on_start(const struct rank_env *env, int64_t *start)
 		rc = m2n_group_get(env->group, "start", &none, &bytes, M2N_TIMEOUT_DEFAULT);
 	*start = timeline_now();
 	return rc < 0 ? model_fail(rc, "%s", m2n_error_text()) : 0;
+}
+
+/* With a launcher every rank is a program of its own: they agree on rank 0's work directory. */
+static int agree_on_dir(struct serve *s, const struct rank_env *env)
+{
+	size_t bytes = sizeof(s->work_dir);
+	int rc;
+
+	s->rank = env->rank;
+	if (!s->launched)
+		return 0;
+	if (env->rank == 0) {
+		rc = make_work_dir(s);
+		if (!rc)
+			rc = m2n_group_put(
+				env->group, "dir", s->work_dir, bytes, M2N_TIMEOUT_DEFAULT);
+	} else {
+		rc = m2n_group_get(env->group, "dir", s->work_dir, &bytes, M2N_TIMEOUT_DEFAULT);
+	}
+	return rc < 0 ? model_fail(rc, "%s", m2n_error_text()) : 0;
+}
+
+/* Rank 0 merges the files when all have written them; a lost rank is not waited for long. */
+static void wait_for_files(const struct serve *s, const struct rank_env *env)
+{
+	char key[32], none = 0;
+
+	if (!s->launched)
+		return;
+	snprintf(key, sizeof(key), "written/%d", env->rank);
+	m2n_group_put(env->group, key, &none, 1, M2N_TIMEOUT_DEFAULT);
+	for (int i = 1; env->rank == 0 && i < env->n_ranks; i++) {
+		size_t bytes = 1;
+
+		snprintf(key, sizeof(key), "written/%d", i);
+		m2n_group_get(env->group, key, &none, &bytes, M2N_TIMEOUT_DEFAULT);
+	}
 }
 
 static void show_progress(void *arg, uint64_t n_tokens, size_t n_ended)
@@ -92,12 +141,33 @@ static int be_attention(struct serve *s, const struct rank_env *env, struct tran
 	return rc;
 }
 
-static int be_expert(struct serve *s, struct transport *transport, const struct model *model,
-	struct timeline *timeline, json_t **report)
+static void kill_me(int signal)
+{
+	(void)signal;
+	kill(getpid(), SIGKILL);
+}
+
+/* --kill-rank: from the start of this rank's service. */
+static void kill_later(const struct serve *s)
+{
+	time_t whole = (time_t)s->kill_s;
+	struct itimerval after = {
+		.it_value = {whole, (suseconds_t)((s->kill_s - (double)whole) * 1e6) + 1}};
+	struct sigaction act = {.sa_handler = kill_me};
+
+	sigaction(SIGALRM, &act, NULL);
+	setitimer(ITIMER_REAL, &after, NULL);
+}
+
+static int be_expert(struct serve *s, const struct rank_env *env, struct transport *transport,
+	const struct model *model, struct timeline *timeline, json_t **report)
 {
 	struct expert_params p = {s->ops, transport, model, s->row_dtype,
-		(uint32_t)s->n_attention * s->max_rows * s->config.top_k, timeline};
+		(uint32_t)s->n_attention * s->max_rows * s->config.top_k, s->n_micro_batches,
+		timeline};
 
+	if (env->rank == s->kill_rank && !env->incarnation)
+		kill_later(s);
 	return expert_rank(&p, report);
 }
 
@@ -170,17 +240,19 @@ static int be_rank(const struct rank_env *env, void *arg)
 	struct model *model = NULL;
 	json_t *report = NULL;
 
-	rc = timeline ? model_open(s->model_dir, &parts, 0, &model)
-		      : model_fail(-ENOMEM, "no memory for the timeline");
+	rc = timeline ? agree_on_dir(s, env) : model_fail(-ENOMEM, "no memory for the timeline");
+	if (!rc)
+		rc = model_open(s->model_dir, &parts, 0, &model);
 	params.arg = model;
 	if (!rc)
 		rc = s->ops->open(&params, &transport);
 	if (!rc)
 		rc = is_attention ? be_attention(s, env, transport, model, timeline, &report)
-				  : be_expert(s, transport, model, timeline, &report);
+				  : be_expert(s, env, transport, model, timeline, &report);
 	if (!rc) {
 		s->ops->stats(transport, &stats);
 		rc = write_rank(s, env, report, &stats, timeline);
+		wait_for_files(s, env);
 	}
 	json_decref(report);
 	if (transport)
@@ -228,36 +300,6 @@ static int read_config(struct serve *s)
 	return rc ? rc : s->ops ? 0 : -EINVAL;
 }
 
-static volatile pid_t victim;
-
-static void kill_victim(int signal)
-{
-	(void)signal;
-	kill(victim, SIGKILL);
-}
-
-static void started(void *arg, int rank, pid_t pid)
-{
-	const struct serve *s = arg;
-	struct itimerval after = {
-		.it_value = {(time_t)s->kill_s,
-			(suseconds_t)((s->kill_s - (double)(time_t)s->kill_s) * 1e6) + 1}};
-	struct sigaction act = {.sa_handler = kill_victim};
-
-	if (rank != s->kill_rank || victim)
-		return;
-	victim = pid;
-	sigaction(SIGALRM, &act, NULL);
-	setitimer(ITIMER_REAL, &after, NULL);
-}
-
-static int make_work_dir(struct serve *s)
-{
-	snprintf(s->work_dir, sizeof(s->work_dir), P_tmpdir "/megascale_infer-XXXXXX");
-	return mkdtemp(s->work_dir) ? 0
-				    : model_fail(-errno, "%s: %s", s->work_dir, strerror(errno));
-}
-
 static void remove_work_dir(const struct serve *s)
 {
 	char path[512];
@@ -271,18 +313,17 @@ static void remove_work_dir(const struct serve *s)
 	rmdir(s->work_dir);
 }
 
-/* Whether all attention ranks, and all expert ranks but the one that was killed, ended well. */
+/* All requests were served if the attention ranks ended well, whatever became of expert ranks. */
 static int judge(const struct serve *s, const struct rank_result *results)
 {
 	int rc = 0;
 
 	for (int i = 0; i < s->n_attention + s->n_expert_ranks; i++) {
-		if (results[i].status == 0 || i == s->kill_rank)
-			continue;
 		if (results[i].signal)
 			fprintf(stderr, "megascale_infer: rank %d: ended by signal %d\n", i,
 				results[i].signal);
-		rc = 1;
+		if (i < s->n_attention && results[i].status != 0)
+			rc = 1;
 	}
 	return rc;
 }
@@ -296,7 +337,6 @@ static int run(struct serve *s)
 		.go_on = 1,
 		.max_restart = s->max_restart,
 		.pin = !s->no_pin,
-		.started = started,
 		.launched = s->launched};
 
 	if (!results)
@@ -317,14 +357,16 @@ int serve_main(int argc, char **argv)
 	rc = read_config(&s);
 	if (!rc)
 		rc = read_requests(&s);
-	if (!rc)
+	if (!rc && !s.launched)
 		rc = make_work_dir(&s);
-	if (!rc) {
+	if (!rc)
 		rc = run(&s);
-		if (!rc)
-			rc = serve_report(&s);
+	if (isatty(STDERR_FILENO) && !s.quiet)
+		fprintf(stderr, "\r\033[K");
+	if (!rc && s.rank == 0)
+		rc = serve_report(&s);
+	if (s.work_dir[0] && s.rank == 0)
 		remove_work_dir(&s);
-	}
 	if (rc < 0)
 		fprintf(stderr, "megascale_infer serve: %s\n", model_error());
 	requests_free(&s.list);

@@ -30,6 +30,7 @@ struct serve {
 	struct model_config config;
 	struct request_list list;
 	char work_dir[256]; /* where ranks leave what they report */
+	int rank;           /* with a launcher: of this process; 0 is the one that reports */
 };
 
 /* Ends the process on --help and options that do not fit. */

@@ -46,8 +46,18 @@ static double percentile(const struct samples *s, double p)
 	return s->n ? s->ms[at < s->n ? at : s->n - 1] : 0;
 }
 
+enum { PICTURE_ROUNDS = 24 };
+
+/* A mean over ranks. */
+struct mean {
+	double sum, n;
+};
+
 struct totals {
 	json_t *ranks;
+	struct mean t_a_us, t_e_us;    /* computation of a micro-batch in a layer */
+	struct mean iteration_us;      /* of a micro-batch, all layers */
+	double exposed;                /* communication, a share of the time; -1: not known */
 	struct samples first, between; /* ms */
 	uint64_t n_tokens, n_prompt_tokens, n_ended, n_refused;
 	int64_t last_ns;
@@ -90,6 +100,26 @@ static int add_request(struct totals *t, const json_t *request, FILE *tokens_fil
 	return rc;
 }
 
+static double of(struct mean mean)
+{
+	return mean.n > 0 ? mean.sum / mean.n : 0;
+}
+
+static void add_means(struct totals *t, const json_t *rank, int is_attention)
+{
+	const json_t *one, *ns = json_object_get(rank, "ns");
+	struct mean *mean = is_attention ? &t->t_a_us : &t->t_e_us;
+	size_t i;
+
+	mean->sum += (double)whole(ns, "compute") / 1e3;
+	mean->n += (double)whole(json_object_get(rank, "spans"), "send");
+	json_array_foreach(json_object_get(rank, "iteration_us"), i, one)
+	{
+		t->iteration_us.sum += json_real_value(one);
+		t->iteration_us.n += json_real_value(one) > 0;
+	}
+}
+
 static int read_ranks(const struct serve *s, struct totals *t, FILE *tokens_file)
 {
 	int rc = 0;
@@ -108,6 +138,7 @@ static int read_ranks(const struct serve *s, struct totals *t, FILE *tokens_file
 			return model_fail(-EIO, "%s: %s", path, error.text);
 		json_array_foreach(json_object_get(report, "requests"), i, request) if (!rc) rc =
 			add_request(t, request, tokens_file);
+		add_means(t, report, rank < s->n_attention);
 		if (json_array_append_new(t->ranks, report))
 			rc = model_fail(-ENOMEM, "no memory for the report");
 	}
@@ -122,12 +153,26 @@ static json_t *latency_json(const struct samples *s)
 		percentile(s, 90), "p99_ms", percentile(s, 99), "samples", (json_int_t)s->n);
 }
 
+static void add_figures(const struct totals *t, json_t *report)
+{
+	double seconds = (double)t->last_ns / 1e9;
+	double rate = seconds > 0 ? (double)t->n_prompt_tokens / seconds : 0;
+
+	json_object_set_new(report, "prompt_tokens_per_s", json_real(rate));
+	json_object_set_new(report, "t_a_us", json_real(of(t->t_a_us)));
+	json_object_set_new(report, "t_e_us", json_real(of(t->t_e_us)));
+	json_object_set_new(report, "iteration_us", json_real(of(t->iteration_us)));
+	if (t->exposed >= 0)
+		json_object_set_new(report, "exposed_communication", json_real(t->exposed));
+}
+
 static json_t *whole_report(const struct serve *s, const struct totals *t)
 {
 	double seconds = (double)t->last_ns / 1e9;
+	json_t *report;
 
-	return json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:s, s:s, s:I, s:I, s:I, "
-			 "s:I, s:f, s:f, s:o, s:o, s:O}",
+	report = json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:s, s:s, s:I, s:I, s:I, "
+			   "s:I, s:f, s:f, s:o, s:o, s:O}",
 		"schema", "megascale_infer serve 1", "model", s->model_dir, "attention_ranks",
 		s->n_attention, "expert_ranks", s->n_expert_ranks, "micro_batches",
 		(int)s->n_micro_batches, "batch", (int)s->max_rows, "chunk", (int)s->chunk,
@@ -138,6 +183,9 @@ static json_t *whole_report(const struct serve *s, const struct totals *t)
 		"seconds", seconds, "tokens_per_s", seconds > 0 ? (double)t->n_tokens / seconds : 0,
 		"ttft", latency_json(&t->first), "tbt", latency_json(&t->between), "ranks",
 		t->ranks);
+	if (report)
+		add_figures(t, report);
+	return report;
 }
 
 static void print_latency(const char *what, const struct samples *s)
@@ -182,17 +230,31 @@ static void print_report(const struct serve *s, const struct totals *t)
 		s->n_attention, s->n_expert_ranks, s->n_micro_batches, s->max_rows,
 		model_dtype_name(s->row_dtype));
 	printf("%lu requests (%lu refused), %lu prompt tokens, %lu tokens in %.3f s: %.1f "
-	       "tokens/s\n",
+	       "tokens/s, %.1f of prompts\n",
 		(unsigned long)t->n_ended, (unsigned long)(t->n_refused + s->list.n_refusals),
 		(unsigned long)t->n_prompt_tokens, (unsigned long)t->n_tokens, seconds,
-		seconds > 0 ? (double)t->n_tokens / seconds : 0);
+		seconds > 0 ? (double)t->n_tokens / seconds : 0,
+		seconds > 0 ? (double)t->n_prompt_tokens / seconds : 0);
 	print_latency("time to first token", &t->first);
 	print_latency("time between tokens", &t->between);
-	printf("rank role      compute   send   wait   idle    rounds  us per round\n");
+	printf("a micro-batch in a layer: T_a %.1f us, T_e %.1f us; an iteration %.1f us",
+		of(t->t_a_us), of(t->t_e_us), of(t->iteration_us));
+	if (t->exposed >= 0)
+		printf("; exposed communication %.1f%%", 100 * t->exposed);
+	printf("\nrank role      compute   send   wait   idle    rounds  us per round\n");
 	json_array_foreach(t->ranks, i, rank) print_rank(rank);
 }
 
-static int write_timeline(const struct serve *s)
+/* A picture of so many rounds can still be read. */
+static int64_t picture_ns(const struct totals *t)
+{
+	json_int_t rounds =
+		whole(json_object_get(json_array_get(t->ranks, 0), "transport"), "rounds");
+
+	return rounds > PICTURE_ROUNDS ? t->last_ns / rounds * PICTURE_ROUNDS : 0;
+}
+
+static int write_timeline(const struct serve *s, struct totals *t)
 {
 	int n = s->n_attention + s->n_expert_ranks, rc;
 	char(*paths)[512] = calloc((size_t)n, sizeof(*paths)), chrome[512], svg[512];
@@ -213,7 +275,10 @@ static int write_timeline(const struct serve *s)
 		}
 		snprintf(chrome, sizeof(chrome), "%s/timeline.json", s->timeline_dir);
 		snprintf(svg, sizeof(svg), "%s/timeline.svg", s->timeline_dir);
-		rc = timeline_merge(list, n_found, chrome, svg, "megascale_infer serve", 0.5, 0);
+		rc = timeline_merge(
+			list, n_found, chrome, svg, "megascale_infer serve", 0.5, picture_ns(t));
+		if (!rc)
+			rc = timeline_exposed(list, n_found, &t->exposed);
 	}
 	free(paths);
 	free(list);
@@ -235,7 +300,7 @@ static int write_json(const struct serve *s, const struct totals *t)
 
 int serve_report(const struct serve *s)
 {
-	struct totals t = {.ranks = json_array()};
+	struct totals t = {.ranks = json_array(), .exposed = -1};
 	FILE *tokens_file = s->tokens_path ? fopen(s->tokens_path, "we") : NULL;
 	int rc = 0;
 
@@ -245,12 +310,12 @@ int serve_report(const struct serve *s)
 		rc = read_ranks(s, &t, tokens_file);
 	if (tokens_file && fclose(tokens_file) && !rc)
 		rc = model_fail(-errno, "%s: %s", s->tokens_path, strerror(errno));
+	if (!rc && s->timeline_dir)
+		rc = write_timeline(s, &t);
 	if (!rc)
 		print_report(s, &t);
 	if (!rc && s->json_path)
 		rc = write_json(s, &t);
-	if (!rc && s->timeline_dir)
-		rc = write_timeline(s);
 	json_decref(t.ranks);
 	free(t.first.ms);
 	free(t.between.ms);
