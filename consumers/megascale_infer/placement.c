@@ -7,202 +7,193 @@
  * With a window of W rounds and the switch of number k at round k W, each expert rank puts its rows
  * by expert into the group's store before round k W - 2 D, the lowest expert rank that lives reads
  * them before round k W - D and puts the owners there, and everybody gets them before round k W. D
- * is more than the rounds in flight, so that nobody has passed k W when they are there. The digest
- * of the map in every head finds a rank that missed a switch.
+ * is more than the rounds in flight: nobody has passed k W when the owners are there, and whoever
+ * lives has put its rows when they are read. While an expert rank is lost, or was not there for the
+ * whole window, everything stays: the switch says so by an empty value.
  */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "model/error.h"
 #include "transport_m2n.h"
 
 enum { D = 2 * (TRANSPORT_MAX_FLIGHTS + 1), KEY_BYTES = 48, VALUE_BYTES = 60000 };
-#define SLICE_NS INT64_C(100000000) /* between looks whether the coordinator lives */
-#define MARGIN 0.98                 /* of the old maximum: what a new placement has to beat */
+#define SLICE_NS INT64_C(20000000) /* between looks whether the coordinator lives */
+#define N_SLICES 500               /* that a switch is waited for at most */
+#define MEET_NS INT64_C(2000000000)
+#define MARGIN 0.98 /* of the old maximum: what a new placement has to beat */
 
-/* A placement in the store: n_ids numbers of owners, then the owners themselves. */
-struct owners {
-	uint16_t numbers[VALUE_BYTES / 2];
-	size_t n_numbers;
+struct placement_value {
+	double load_before, load_after;
+	uint64_t owners[];
 };
+
+static size_t value_bytes(const struct transport *t)
+{
+	return sizeof(struct placement_value) + t->shape.n_ids * sizeof(uint64_t);
+}
 
 static uint64_t switch_round(const struct transport *t)
 {
 	return t->next_placement * t->p.balance_rounds;
 }
 
-static uint32_t max_local(const struct transport *t)
+static int make_map(const struct transport *t, struct m2n_map **map)
 {
-	uint32_t n = (uint32_t)t->p.n_expert_ranks, even = (t->n_ids + n - 1) / n;
-
-	/* With replicas for safety the second copies take the room to balance with. */
-	return t->p.n_replicas > 1 ? even : even + (even + 1) / 2;
-}
-
-/* Owners of a map, every expert with n_replicas at least: the emptiest ranks take what lacks. */
-static int list_owners(const struct transport *t, const struct m2n_map *map, struct owners *o)
-{
-	uint32_t n_ranks = (uint32_t)t->p.n_expert_ranks, n_local[64];
-	uint64_t *masks = calloc(t->n_ids, sizeof(*masks));
-
-	if (!masks)
-		return model_fail(-ENOMEM, "no memory for a placement of %u experts", t->n_ids);
-	for (uint32_t r = 0; r < n_ranks; r++) {
-		n_local[r] = m2n_map_n_local(map, r);
-		for (uint32_t i = 0; i < n_local[r]; i++)
-			masks[m2n_map_expert(map, r, i)] |= UINT64_C(1) << r;
-	}
-	o->n_numbers = t->n_ids;
-	for (uint32_t e = 0; e < t->n_ids; e++) {
-		while ((uint32_t)__builtin_popcountll(masks[e]) < t->p.n_replicas) {
-			uint32_t best = n_ranks;
-
-			for (uint32_t r = 0; r < n_ranks; r++)
-				if (!(masks[e] >> r & 1) &&
-					(best == n_ranks || n_local[r] < n_local[best]))
-					best = r;
-			masks[e] |= UINT64_C(1) << best;
-			n_local[best]++;
-		}
-		o->numbers[e] = (uint16_t)__builtin_popcountll(masks[e]);
-		for (uint64_t left = masks[e]; left; left &= left - 1)
-			if (o->n_numbers < VALUE_BYTES / 2)
-				o->numbers[o->n_numbers++] = (uint16_t)__builtin_ctzll(left);
-	}
-	free(masks);
-	return o->n_numbers < VALUE_BYTES / 2 ? 0
-					      : model_fail(-ENOTSUP,
-							"balance: a placement of %u experts does "
-							"not fit a value of the store",
-							t->n_ids);
-}
-
-static int make_map(const struct transport *t, const struct owners *o, struct m2n_map **map)
-{
-	size_t n_owners = o->n_numbers - t->n_ids;
-	uint32_t *first = malloc((t->n_ids + 1 + n_owners) * sizeof(*first));
-	uint32_t *owners = first + t->n_ids + 1;
+	uint32_t n_ids = t->shape.n_ids, n = 0;
+	uint32_t *first = malloc((n_ids + 1 + (size_t)t->shape.max_total) * sizeof(*first));
+	uint32_t *owners = first + n_ids + 1;
 	int rc;
 
 	if (!first)
-		return model_fail(-ENOMEM, "no memory for a placement of %u experts", t->n_ids);
-	first[0] = 0;
-	for (uint32_t e = 0; e < t->n_ids; e++)
-		first[e + 1] = first[e] + o->numbers[e];
-	for (size_t i = 0; i < n_owners; i++)
-		owners[i] = o->numbers[t->n_ids + i];
-	rc = first[t->n_ids] != n_owners
-		     ? model_fail(-EPROTO, "balance: a placement in the store is broken")
-		     : m2n_map_create(t->n_ids, (uint32_t)t->p.n_expert_ranks, first, owners, map);
+		return model_fail(-ENOMEM, "no memory for a placement of %u experts", n_ids);
+	for (uint32_t id = 0; id < n_ids; id++) {
+		first[id] = n;
+		for (uint64_t left = t->owners[id]; left && n < t->shape.max_total;
+			left &= left - 1)
+			owners[n++] = (uint32_t)__builtin_ctzll(left);
+	}
+	first[n_ids] = n;
+	rc = m2n_map_create(n_ids, t->shape.n_ranks, first, owners, map);
 	free(first);
-	return rc < 0 && rc != -EPROTO ? transport_fail(rc) : rc;
+	return rc < 0 ? transport_fail(rc) : 0;
 }
 
-/* Experts of a layer in blocks, each on n_replicas ranks that follow each other. */
-static int first_map(struct transport *t)
+/* t->owners come into force: an expert rank has what they give it. */
+static int adopt(struct transport *t)
 {
-	uint32_t n_ranks = (uint32_t)t->p.n_expert_ranks, n_experts = t->p.config->n_experts;
-	struct owners *o = calloc(1, sizeof(*o));
-	int rc;
+	uint32_t n_experts = t->shape.n_experts;
+	struct m2n_map *map;
+	int rc = make_map(t, &map);
 
-	if (!o || (size_t)t->n_ids * (1 + t->p.n_replicas) > VALUE_BYTES / 2) {
-		free(o);
-		return model_fail(-ENOTSUP, "%u experts with %u replicas are too many", t->n_ids,
-			t->p.n_replicas);
-	}
-	o->n_numbers = t->n_ids;
-	for (uint32_t e = 0; e < t->n_ids; e++) {
-		uint32_t home = (uint32_t)((uint64_t)(e % n_experts) * n_ranks / n_experts);
-
-		o->numbers[e] = (uint16_t)t->p.n_replicas;
-		for (uint32_t i = 0; i < t->p.n_replicas; i++)
-			o->numbers[o->n_numbers++] = (uint16_t)((home + i) % n_ranks);
-	}
-	rc = make_map(t, o, &t->map);
-	free(o);
+	if (rc)
+		return rc;
+	m2n_map_destroy(t->map);
+	t->map = map;
+	for (uint32_t id = 0; !rc && t->expert >= 0 && id < t->shape.n_ids; id++)
+		if (t->owners[id] >> t->expert & 1)
+			rc = t->p.hold(t->p.arg, id / n_experts, id % n_experts);
 	return rc;
 }
 
-/* Expert rank: it has what the map gives it. */
-static int hold(const struct transport *t, const struct m2n_map *map)
-{
-	uint32_t n = t->expert < 0 ? 0 : m2n_map_n_local(map, (uint32_t)t->expert);
-	int rc = 0;
-
-	for (uint32_t i = 0; !rc && i < n; i++) {
-		uint32_t id = (uint32_t)m2n_map_expert(map, (uint32_t)t->expert, i);
-
-		rc = t->p.hold(t->p.arg, id / t->p.config->n_experts, id % t->p.config->n_experts);
-	}
-	return rc;
-}
-
-static int get(const struct transport *t, const char *key, void *value, size_t *bytes, int64_t ns)
-{
-	int rc = m2n_group_get(t->group, key, value, bytes, ns);
-
-	return rc == -EAGAIN ? -ETIMEDOUT : rc;
-}
-
-/* The owners of switch number k, or -ETIMEDOUT. */
-static int get_owners(const struct transport *t, uint64_t k, struct owners *o, int64_t timeout_ns)
+/* What switch number k says, into t->value; *bytes is 0 when everything stays. */
+static int get_value(struct transport *t, uint64_t k, size_t *bytes, int64_t timeout_ns)
 {
 	char key[KEY_BYTES];
-	size_t bytes = sizeof(o->numbers);
 	int rc;
 
 	snprintf(key, sizeof(key), "owners/%lu", (unsigned long)k);
-	rc = get(t, key, o->numbers, &bytes, timeout_ns);
-	o->n_numbers = bytes / 2;
-	return rc;
+	*bytes = value_bytes(t);
+	rc = m2n_group_get(t->group, key, t->value, bytes, timeout_ns);
+	if (rc == -EAGAIN || rc == -ETIMEDOUT)
+		return -ETIMEDOUT;
+	if (rc == 0 && *bytes && *bytes != value_bytes(t))
+		return model_fail(-EPROTO, "balance: %s has %zu bytes", key, *bytes);
+	return rc < 0 ? transport_fail(rc) : 0;
 }
 
-/* A process that takes a place learns the placement that is in force: the newest there is. */
-static int newest_map(struct transport *t)
+/*
+ * A process that takes a place learns what is in force: the newest placement, or, if the others
+ * have not come to its round yet, the one before. `attempt` tries them in turn; whether the others
+ * have the same shows when the channel is linked.
+ */
+int placement_join(struct transport *t, unsigned attempt)
 {
-	struct owners *o = malloc(sizeof(*o));
-	struct m2n_map *map;
-	int rc = o ? 0 : model_fail(-ENOMEM, "no memory for a placement");
+	uint64_t k = t->base_next, last = 0;
+	size_t bytes, all = t->shape.n_ids * sizeof(uint64_t);
+	int rc;
 
-	while (!rc && get_owners(t, t->next_placement, o, 0) == 0) {
-		t->next_placement++;
-		if (!o->n_numbers)
-			continue; /* as it was */
-		rc = make_map(t, o, &map);
-		if (!rc) {
-			m2n_map_destroy(t->map);
-			t->map = map;
-		}
+	memcpy(t->owners, t->base, all);
+	for (; (rc = get_value(t, k, &bytes, 0)) == 0; k++) {
+		if (!bytes)
+			continue;
+		memcpy(t->base, t->owners, all);
+		memcpy(t->owners, t->value->owners, all);
+		last = k;
 	}
-	free(o);
-	return rc;
+	if (rc != -ETIMEDOUT)
+		return rc;
+	t->base_next = t->next_placement = last ? last : k;
+	if (last && attempt % 2)
+		memcpy(t->owners, t->base, all);
+	else
+		t->next_placement = k;
+	return adopt(t);
+}
+
+/* Expert ranks have no links with each other: who lives is seen once they are connected. */
+static int meet(struct transport *t)
+{
+	int rc = 0;
+
+	for (int i = 0; !rc && i < t->p.n_expert_ranks; i++)
+		if (i != t->expert)
+			rc = m2n_group_add(t->group, t->p.n_attention + i,
+				t->p.env->incarnation ? MEET_NS : M2N_TIMEOUT_DEFAULT);
+	/* Another one may be lost, too. */
+	return rc < 0 && !t->p.env->incarnation ? transport_fail(rc) : 0;
+}
+
+static int open_balance(struct transport *t)
+{
+	if (value_bytes(t) > VALUE_BYTES)
+		return model_fail(
+			-ENOTSUP, "balance: %u experts in all are too many", t->shape.n_ids);
+	t->value = malloc(value_bytes(t));
+	t->rows = calloc(t->shape.n_ids, sizeof(*t->rows));
+	t->load = malloc(t->shape.n_ids * sizeof(*t->load));
+	t->base = malloc(t->shape.n_ids * sizeof(*t->base));
+	if (!t->value || !t->rows || !t->load || !t->base)
+		return model_fail(-ENOMEM, "no memory for the load of experts");
+	memcpy(t->base, t->owners, t->shape.n_ids * sizeof(*t->base));
+	t->is_late = t->p.env->incarnation > 0;
+	return t->expert >= 0 ? meet(t) : 0;
 }
 
 int placement_open(struct transport *t)
 {
+	struct owners_shape *s = &t->shape;
+	uint32_t even;
 	int rc;
 
 	if (t->p.balance_rounds && t->p.balance_rounds < 4 * D)
 		return model_fail(-EINVAL, "balance every %u rounds, accepted: 0, or %d and more",
 			t->p.balance_rounds, 4 * D);
-	t->next_placement = 1;
-	rc = first_map(t);
-	if (!rc && t->p.balance_rounds) {
-		t->rows = calloc(t->n_ids, sizeof(*t->rows));
-		if (!t->rows || t->n_ids * sizeof(*t->rows) > VALUE_BYTES)
-			return model_fail(-ENOTSUP, "balance: %u experts are too many", t->n_ids);
-		if (t->p.env->incarnation)
-			rc = newest_map(t);
-	}
-	return rc ? rc : hold(t, t->map);
+	s->n_experts = t->p.config->n_experts;
+	s->n_ids = t->p.config->n_layers * s->n_experts;
+	s->n_ranks = (uint32_t)t->p.n_expert_ranks;
+	s->n_replicas = t->p.n_replicas;
+	/* A channel has room for the first map and for two owners of each expert. */
+	even = (s->n_ids + s->n_ranks - 1) / s->n_ranks;
+	s->max_local = 2 * even + 2 < s->n_ids ? 2 * even + 2 : s->n_ids;
+	s->max_total = 2 * s->n_ids + s->n_ranks;
+	if (s->max_total < s->n_replicas * s->n_ids)
+		s->max_total = s->n_replicas * s->n_ids;
+	t->owners = malloc(s->n_ids * sizeof(*t->owners));
+	if (!t->owners)
+		return model_fail(-ENOMEM, "no memory for a placement of %u experts", s->n_ids);
+	owners_first(s, t->owners);
+	t->next_placement = t->base_next = 1;
+	rc = adopt(t);
+	for (uint32_t r = 0; !rc && r < s->n_ranks; r++)
+		if (m2n_map_n_local(t->map, r) > s->max_local)
+			s->max_local = m2n_map_n_local(t->map, r);
+	if (t->p.n_expert_ranks == 1)
+		t->p.balance_rounds = 0;
+	return rc || !t->p.balance_rounds ? rc : open_balance(t);
 }
 
 void placement_close(struct transport *t)
 {
 	m2n_map_destroy(t->map);
+	free(t->owners);
+	free(t->base);
+	free(t->value);
 	free(t->rows);
+	free(t->load);
 }
 
 void placement_count(struct transport *t, const struct m2n_batch *batch)
@@ -211,15 +202,19 @@ void placement_count(struct transport *t, const struct m2n_batch *batch)
 		t->rows[batch->segments[i].expert] += batch->segments[i].n_rows;
 }
 
+/* The window's rows; nothing, if this rank was not there for all of it. */
 static int put_rows(struct transport *t)
 {
+	size_t bytes = t->shape.n_ids * sizeof(*t->rows);
 	char key[KEY_BYTES];
 	int rc;
 
 	snprintf(key, sizeof(key), "rows/%lu/%d", (unsigned long)t->next_placement, t->expert);
 	rc = m2n_group_put(
-		t->group, key, t->rows, t->n_ids * sizeof(*t->rows), M2N_TIMEOUT_DEFAULT);
-	memset(t->rows, 0, t->n_ids * sizeof(*t->rows));
+		t->group, key, t->rows, t->is_late ? 0 : bytes, M2N_TIMEOUT_DEFAULT);
+	memset(t->rows, 0, bytes);
+	t->is_late = 0;
+	t->n_put = t->next_placement;
 	return rc < 0 ? transport_fail(rc) : 0;
 }
 
@@ -240,143 +235,128 @@ static int is_coordinator(const struct transport *t)
 	return t->expert >= 0;
 }
 
-/* Rows of the window by expert, of all expert ranks that live. */
-static int sum_rows(const struct transport *t, float *load)
+/* Rows of the window by expert. 1; 0: some rank was not there for all of it. */
+static int sum_rows(struct transport *t)
 {
-	uint32_t *rows = malloc(t->n_ids * sizeof(*rows));
-	int rc = rows ? 0 : model_fail(-ENOMEM, "no memory for the rows of %u experts", t->n_ids);
+	size_t all = t->shape.n_ids * sizeof(uint32_t);
+	uint32_t *rows = (uint32_t *)t->value->owners; /* not in use yet */
 
-	memset(load, 0, t->n_ids * sizeof(*load));
-	for (int i = 0; !rc && i < t->p.n_expert_ranks; i++) {
-		size_t bytes = t->n_ids * sizeof(*rows);
+	memset(t->load, 0, t->shape.n_ids * sizeof(*t->load));
+	for (int i = 0; i < t->p.n_expert_ranks; i++) {
+		size_t bytes = all;
 		char key[KEY_BYTES];
-		int found = -ETIMEDOUT;
 
 		snprintf(key, sizeof(key), "rows/%lu/%d", (unsigned long)t->next_placement, i);
-		while (found == -ETIMEDOUT && lives(t, i))
-			found = get(t, key, rows, &bytes, SLICE_NS);
-		if (found < 0 && found != -ETIMEDOUT)
-			rc = transport_fail(found);
-		for (uint32_t e = 0; !rc && found == 0 && e < bytes / sizeof(*rows); e++)
-			load[e] += (float)rows[e];
+		if (!lives(t, i) || m2n_group_get(t->group, key, rows, &bytes, SLICE_NS) < 0 ||
+			bytes != all)
+			return 0;
+		for (uint32_t id = 0; id < t->shape.n_ids; id++)
+			t->load[id] += (float)rows[id];
 	}
-	free(rows);
-	return rc;
+	return 1;
 }
 
-/* Max / mean of the ranks' rows, with those of an expert shared among its owners. */
-static double imbalance(const struct transport *t, const struct m2n_map *map, const float *load)
+/* The greedy placement, as bitmaps, with the replicas that are wanted. */
+static int balance(struct transport *t)
 {
-	double rank_load[64] = {0}, max = 0, sum = 0;
-	uint32_t *n_owners = calloc(t->n_ids, sizeof(*n_owners));
-
-	for (int pass = 0; n_owners && pass < 2; pass++)
-		for (uint32_t r = 0; r < (uint32_t)t->p.n_expert_ranks; r++)
-			for (uint32_t i = 0; i < m2n_map_n_local(map, r); i++) {
-				int32_t e = m2n_map_expert(map, r, i);
-
-				if (pass == 0)
-					n_owners[e]++;
-				else
-					rank_load[r] += (double)load[e] / n_owners[e];
-			}
-	for (int r = 0; r < t->p.n_expert_ranks; r++) {
-		max = rank_load[r] > max ? rank_load[r] : max;
-		sum += rank_load[r];
-	}
-	free(n_owners);
-	return sum > 0 ? max / sum * t->p.n_expert_ranks : 1;
-}
-
-/* A better placement's owners, or none: o->n_numbers is 0. */
-static int decide(const struct transport *t, const float *load, struct owners *o)
-{
-	struct m2n_map *greedy, *map = NULL;
-	int rc = m2n_map_balance(
-		t->n_ids, (uint32_t)t->p.n_expert_ranks, load, max_local(t), &greedy);
+	const struct owners_shape *s = &t->shape;
+	uint32_t even = (s->n_ids + s->n_ranks - 1) / s->n_ranks;
+	uint64_t *owners = t->value->owners;
+	struct m2n_map *map;
+	/* With replicas for safety their copies take the room to balance with. */
+	int rc = m2n_map_balance(s->n_ids, s->n_ranks, t->load,
+		s->n_replicas > 1 ? even : even + (even + 1) / 2, &map);
 
 	if (rc < 0)
 		return transport_fail(rc);
-	rc = list_owners(t, greedy, o);
-	m2n_map_destroy(greedy);
-	if (!rc)
-		rc = make_map(t, o, &map);
-	if (!rc && imbalance(t, map, load) > MARGIN * imbalance(t, t->map, load))
-		o->n_numbers = 0;
+	memset(owners, 0, s->n_ids * sizeof(*owners));
+	for (uint32_t r = 0; r < s->n_ranks; r++)
+		for (uint32_t i = 0; i < m2n_map_n_local(map, r); i++)
+			owners[m2n_map_expert(map, r, i)] |= UINT64_C(1) << r;
 	m2n_map_destroy(map);
-	return rc;
+	return owners_replicate(s, t->load, owners);
 }
 
-static int publish(struct transport *t, struct owners *o)
+/* Decides, unless somebody has. */
+static int publish(struct transport *t)
 {
-	float *load = malloc(t->n_ids * sizeof(*load));
+	struct placement_value *v = t->value;
+	size_t bytes;
 	char key[KEY_BYTES];
-	int rc = load ? 0 : model_fail(-ENOMEM, "no memory for the load of %u experts", t->n_ids);
+	int rc = get_value(t, t->next_placement, &bytes, 0);
 
-	if (!rc && get_owners(t, t->next_placement, o, 0) != 0) {
-		rc = sum_rows(t, load);
-		if (!rc)
-			rc = decide(t, load, o);
-		snprintf(key, sizeof(key), "owners/%lu", (unsigned long)t->next_placement);
-		if (!rc && (rc = m2n_group_put(t->group, key, o->numbers, o->n_numbers * 2,
-				    M2N_TIMEOUT_DEFAULT)) < 0)
-			rc = transport_fail(rc);
+	if (rc != -ETIMEDOUT)
+		return rc;
+	rc = sum_rows(t) ? balance(t) : -ENOSPC;
+	if (rc == 0) {
+		v->load_before = owners_imbalance(&t->shape, t->load, t->owners);
+		v->load_after = owners_imbalance(&t->shape, t->load, v->owners);
+		rc = v->load_after > MARGIN * v->load_before ? -ENOSPC : 0;
 	}
-	free(load);
-	return rc;
+	if (rc < 0 && rc != -ENOSPC)
+		return rc;
+	snprintf(key, sizeof(key), "owners/%lu", (unsigned long)t->next_placement);
+	rc = m2n_group_put(t->group, key, v, rc ? 0 : value_bytes(t), M2N_TIMEOUT_DEFAULT);
+	return rc < 0 ? transport_fail(rc) : 0;
 }
 
 /* The switch: everybody, before its own part in the round. */
-static int switch_map(struct transport *t, struct owners *o)
+static int switch_map(struct transport *t)
 {
-	float *load;
-	struct m2n_map *map;
+	uint64_t round = switch_round(t);
+	size_t bytes;
 	int rc;
 
-	while ((rc = get_owners(t, t->next_placement, o, SLICE_NS)) == -ETIMEDOUT)
-		if (is_coordinator(t) && (rc = publish(t, o)) < 0)
+	for (int n = 0; (rc = get_value(t, t->next_placement, &bytes, SLICE_NS)) == -ETIMEDOUT; n++) {
+		if (n == N_SLICES)
+			return model_fail(-EIO,
+				"round %lu: no expert rank said who owns which expert",
+				(unsigned long)round);
+		m2n_ctx_progress(t->p.env->ctx);
+		if (is_coordinator(t) && (rc = publish(t)) < 0)
 			return rc;
-	if (rc < 0)
-		return transport_fail(rc);
-	if (!o->n_numbers)
-		return 0;
-	rc = make_map(t, o, &map);
-	if (rc)
-		return rc;
-	load = malloc(t->n_ids * sizeof(*load));
-	if (load && t->expert >= 0 && sum_rows(t, load) == 0) {
-		t->stats.load_before = imbalance(t, t->map, load);
-		t->stats.load_after = imbalance(t, map, load);
 	}
-	free(load);
-	rc = hold(t, map);
-	if (!rc && (rc = m2n_channel_set_map(t->channel, map, switch_round(t))) < 0)
-		rc = transport_fail(rc);
-	m2n_map_destroy(t->map);
-	t->map = map;
+	t->next_placement++;
+	if (rc || !bytes)
+		return rc;
+	memcpy(t->owners, t->value->owners, t->shape.n_ids * sizeof(*t->owners));
+	t->stats.load_before = t->value->load_before;
+	t->stats.load_after = t->value->load_after;
 	t->stats.n_placements++;
+	rc = adopt(t);
+	if (!rc && (rc = m2n_channel_set_map(t->channel, t->map, round)) < 0)
+		rc = transport_fail(rc);
+	return rc;
+}
+
+/* What had been decided between the look of a new process and its first round. */
+static int skip(struct transport *t, uint64_t round)
+{
+	size_t bytes;
+	int rc = get_value(t, t->next_placement, &bytes, 0);
+
+	if (rc == -ETIMEDOUT || (rc == 0 && bytes))
+		return model_fail(-EPROTO, "round %lu: the switch of round %lu was missed",
+			(unsigned long)round, (unsigned long)switch_round(t));
+	t->next_placement++;
+	t->is_late = 1;
 	return rc;
 }
 
 int placement_before(struct transport *t, uint64_t round)
 {
-	struct owners *o;
-	uint64_t at;
 	int rc = 0;
 
 	if (!t->p.balance_rounds)
 		return 0;
-	at = switch_round(t);
-	if (t->expert >= 0 && round == at - 2 * D)
-		return put_rows(t);
-	if (round != at && (round != at - D || !is_coordinator(t)))
-		return 0;
-	o = malloc(sizeof(*o));
-	if (!o)
-		return model_fail(-ENOMEM, "no memory for a placement");
-	rc = round == at ? switch_map(t, o) : publish(t, o);
-	free(o);
-	if (round == at)
-		t->next_placement++;
+	while (!rc && round > switch_round(t))
+		rc = skip(t, round);
+	if (!rc && t->expert >= 0 && round + 2 * D >= switch_round(t) &&
+		t->n_put != t->next_placement)
+		rc = put_rows(t);
+	if (!rc && round + D == switch_round(t) && is_coordinator(t))
+		rc = publish(t);
+	if (!rc && round == switch_round(t))
+		rc = switch_map(t);
 	return rc;
 }

@@ -16,6 +16,7 @@
 
 #define LOOK_ROUNDS 16     /* while a rank is lost, a look for its successor every so many */
 #define SUCCESSOR_MS 10000 /* waited for, when nobody else has an expert */
+#define JOIN_NS INT64_C(1000000000) /* one attempt to link */
 
 int transport_fail(int rc)
 {
@@ -28,6 +29,31 @@ static int64_t now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return ts.tv_sec * INT64_C(1000000000) + ts.tv_nsec;
+}
+
+/* Which expert ranks are lost, and whether one came back. */
+static void look_at_peers(struct transport *t)
+{
+	struct m2n_peer_attr attr;
+
+	for (int i = 0; i < t->p.n_expert_ranks; i++) {
+		uint64_t bit = UINT64_C(1) << i;
+		int is_lost, is_live;
+
+		if (m2n_group_peer(t->group, t->p.n_attention + i, &attr) < 0)
+			continue;
+		is_live = attr.state == M2N_PEER_LIVE;
+		is_lost = attr.state == M2N_PEER_LOST || attr.state == M2N_PEER_LEFT ||
+			  (is_live && t->incarnations[i] &&
+				  attr.incarnation != t->incarnations[i]);
+		t->stats.n_lost += is_lost && !(t->lost_ranks & bit);
+		t->lost_ranks |= is_lost ? bit : 0;
+		if (!is_live)
+			continue;
+		t->stats.n_joined += (t->lost_ranks & bit) != 0;
+		t->lost_ranks &= ~bit;
+		t->incarnations[i] = attr.incarnation;
+	}
 }
 
 static int open_flights(struct transport *t)
@@ -43,6 +69,7 @@ static int open_flights(struct transport *t)
 		if (m2n_plan_create(t->channel, &t->flights[i].plan) < 0)
 			return transport_fail(-ENOMEM);
 	}
+	look_at_peers(t);
 	t->whole_ns = now_ns();
 	return 0;
 }
@@ -59,7 +86,7 @@ static int open_expert(struct transport *t)
 	return 0;
 }
 
-static int open_channel(struct transport *t)
+static int open_channel(struct transport *t, int64_t timeout_ns)
 {
 	const struct model_config *c = t->p.config;
 	struct m2n_channel_params params = M2N_CHANNEL_PARAMS_INIT;
@@ -76,15 +103,37 @@ static int open_channel(struct transport *t)
 	params.experts = ranks + t->p.n_attention;
 	params.n_expert_ranks = (size_t)t->p.n_expert_ranks;
 	params.map = t->map;
-	params.n_experts = t->n_ids;
+	params.n_experts = t->shape.n_ids;
 	params.top_k = c->top_k;
 	params.max_tokens = t->p.max_rows;
 	params.row_bytes = c->hidden_size * model_dtype_bytes(t->p.row_dtype);
 	params.dtype = (enum m2n_dtype)t->p.row_dtype;
 	params.depth = t->p.n_micro_batches + 1;
+	params.timeout_ns = timeout_ns;
 	rc = m2n_channel_create(t->group, &params, &t->channel);
 	free(ranks);
 	return rc < 0 ? transport_fail(rc) : 0;
+}
+
+/*
+ * A process that takes a lost one's place, while placements change: those that have come to another
+ * one than ours refuse the channel, and we look again.
+ */
+static int join_channel(struct transport *t)
+{
+	const struct timespec nap = {.tv_nsec = 2000000};
+	int64_t end = now_ns() + SUCCESSOR_MS * INT64_C(1000000);
+	int rc;
+
+	for (unsigned attempt = 0;; attempt++) {
+		rc = placement_join(t, attempt);
+		if (!rc)
+			rc = open_channel(t, JOIN_NS);
+		if ((rc != M2N_ERR_SHAPE && rc != -ETIMEDOUT) || now_ns() > end)
+			return rc;
+		m2n_ctx_progress(t->p.env->ctx);
+		nanosleep(&nap, NULL);
+	}
 }
 
 static void close_m2n(struct transport *t)
@@ -133,12 +182,13 @@ static int open_m2n(const struct transport_params *params, struct transport **tr
 		return model_fail(-ENOMEM, "no memory for the transport");
 	t->p = *params;
 	t->group = params->env->group;
-	t->n_ids = params->config->n_layers * params->config->n_experts;
 	t->source = params->env->rank < params->n_attention ? params->env->rank : -1;
 	t->expert = t->source < 0 ? params->env->rank - params->n_attention : -1;
 	rc = placement_open(t);
 	if (!rc)
-		rc = open_channel(t);
+		rc = t->p.balance_rounds && params->env->incarnation
+			     ? join_channel(t)
+			     : open_channel(t, M2N_TIMEOUT_DEFAULT);
 	if (!rc)
 		rc = t->source >= 0 ? open_flights(t) : open_expert(t);
 	if (rc) {
@@ -165,50 +215,38 @@ static void *alloc_m2n(struct transport *t, size_t bytes)
 	return base;
 }
 
-/* Which expert ranks are lost, and whether one came back. */
-static void look_at_peers(struct transport *t)
+/* An expert of the batch that nobody has any more, for the error's text. */
+static int orphan(const struct transport *t, const struct transport_flight *f)
 {
-	struct m2n_peer_attr attr;
+	uint32_t n_experts = t->shape.n_experts;
 
-	for (int i = 0; i < t->p.n_expert_ranks; i++) {
-		uint64_t bit = UINT64_C(1) << i;
-		int is_lost;
-
-		if (m2n_group_peer(t->group, t->p.n_attention + i, &attr) < 0)
-			continue;
-		is_lost = attr.state == M2N_PEER_LOST || attr.state == M2N_PEER_LEFT;
-		t->stats.n_lost += is_lost && !(t->lost_ranks & bit);
-		t->stats.n_joined += attr.state == M2N_PEER_LIVE && (t->lost_ranks & bit) != 0;
-		if (is_lost)
-			t->lost_ranks |= bit;
-		else if (attr.state == M2N_PEER_LIVE)
-			t->lost_ranks &= ~bit;
-	}
+	for (size_t i = 0; i < (size_t)f->n_rows * t->p.config->top_k; i++)
+		if (f->ids[i] >= 0 && !(t->owners[f->ids[i]] & ~t->lost_ranks))
+			return model_fail(-EIO,
+				"layer %u, expert %u: its last owner, rank %d, is lost, and no "
+				"process took its place within %d s",
+				(uint32_t)f->ids[i] / n_experts, (uint32_t)f->ids[i] % n_experts,
+				t->p.n_attention + __builtin_ctzll(t->owners[f->ids[i]]),
+				SUCCESSOR_MS / 1000);
+	return transport_fail(-EIO);
 }
 
-/* Nobody is left who has an expert: somebody may take the lost rank's place. */
+/* When nobody is left who has an expert, waits for a process that takes the lost rank's place. */
 static int route(
 	struct transport *t, struct transport_flight *f, const struct m2n_route_params *params)
 {
 	const struct timespec nap = {.tv_nsec = 1000000};
-	struct m2n_plan_attr attr;
+	int64_t end = now_ns() + SUCCESSOR_MS * INT64_C(1000000);
 	int rc;
 
-	for (int ms = 0;; ms++) {
-		rc = m2n_plan_route(t->channel, f->plan, params);
-		if (rc < 0)
-			return transport_fail(rc);
-		m2n_plan_query(f->plan, &attr);
-		if (!attr.n_dropped)
-			return 0;
-		if (ms == SUCCESSOR_MS)
-			return model_fail(-EIO,
-				"%s; no replica is left, and nobody took the lost "
-				"rank's place within %d s",
-				m2n_error_text(), SUCCESSOR_MS / 1000);
+	while ((rc = m2n_plan_route(t->channel, f->plan, params)) == M2N_PARTIAL) {
+		look_at_peers(t);
+		if (now_ns() > end)
+			return orphan(t, f);
 		m2n_ctx_progress(t->p.env->ctx);
 		nanosleep(&nap, NULL);
 	}
+	return rc < 0 ? transport_fail(rc) : 0;
 }
 
 static int send_m2n(struct transport *t, const struct transport_batch *b)

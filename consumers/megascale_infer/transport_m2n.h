@@ -5,6 +5,7 @@
 
 #include <m2n/m2n.h>
 
+#include "owners.h"
 #include "transport.h"
 
 enum { TRANSPORT_MAX_FLIGHTS = 4, TRANSPORT_MAX_ALLOCS = 64 };
@@ -23,13 +24,13 @@ struct transport {
 	struct m2n_channel *channel;
 	struct m2n_mem *allocs[TRANSPORT_MAX_ALLOCS];
 	size_t n_allocs;
-	uint32_t n_ids; /* experts of the channel */
 	int source, expert;
 
 	struct transport_flight flights[TRANSPORT_MAX_FLIGHTS]; /* attention rank */
 	uint64_t n_sent, n_received;
 	uint8_t *missing;    /* [max_rows] */
 	uint64_t lost_ranks; /* bitmap over expert rank indexes */
+	uint64_t incarnations[64];
 	int64_t whole_ns;    /* when the last round was received whole */
 	int is_stalled;      /* rows were lost since */
 
@@ -39,15 +40,24 @@ struct transport {
 	size_t room_parts;
 	struct transport_work work;
 
+	struct owners_shape shape;
+	uint64_t *owners;        /* [n_ids] in force */
+	struct m2n_map *map;     /* the same */
 	uint64_t next_placement; /* number of the next switch */
-	uint32_t *rows;          /* expert rank, [n_ids]: of the window */
-	struct m2n_map *map;     /* in force */
+	uint64_t n_put;          /* expert rank: number of the last window that was put */
+	int is_late;             /* it was not there for the whole window */
+	uint32_t *rows;          /* [n_ids] of the window */
+	float *load;             /* [n_ids] of all expert ranks */
+	uint64_t *base;          /* a new process: owners before the newest in the store */
+	uint64_t base_next;
+	struct placement_value *value; /* of the store */
 };
 
 int transport_fail(int rc); /* passes libm2n's text on */
 
 /* placement.c: who owns which expert. */
 int placement_open(struct transport *t);
+int placement_join(struct transport *t, unsigned attempt);
 void placement_close(struct transport *t);
 /* To be called before this rank's part in a round. */
 int placement_before(struct transport *t, uint64_t round);
