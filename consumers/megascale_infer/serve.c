@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "attention_rank.h"
@@ -22,6 +23,8 @@
 #include "report/ranks.h"
 
 #define TIMELINE_SPANS 1000000
+
+enum { FILES_MS = 5000, FILES_NAP_MS = 10 };
 
 void serve_path(const struct serve *serve, const char *what, int rank, char path[512])
 {
@@ -76,19 +79,20 @@ static int agree_on_dir(struct serve *s, const struct rank_env *env)
 }
 
 /* Rank 0 merges the files when all have written them; a lost rank is not waited for long. */
-static void wait_for_files(const struct serve *s, const struct rank_env *env)
+static void wait_for_files(const struct serve *s)
 {
-	char key[32], none = 0;
+	const struct timespec nap = {.tv_nsec = FILES_NAP_MS * 1000000};
+	int n = s->n_attention + s->n_expert_ranks;
+	char path[512];
 
-	if (!s->launched)
-		return;
-	snprintf(key, sizeof(key), "written/%d", env->rank);
-	m2n_group_put(env->group, key, &none, 1, M2N_TIMEOUT_DEFAULT);
-	for (int i = 1; env->rank == 0 && i < env->n_ranks; i++) {
-		size_t bytes = 1;
-
-		snprintf(key, sizeof(key), "written/%d", i);
-		m2n_group_get(env->group, key, &none, &bytes, M2N_TIMEOUT_DEFAULT);
+	for (int i = 0, ms = 0; i < n && ms < FILES_MS;) {
+		serve_path(s, "report", i, path);
+		if (access(path, F_OK) == 0) {
+			i++;
+			continue;
+		}
+		nanosleep(&nap, NULL);
+		ms += FILES_NAP_MS;
 	}
 }
 
@@ -185,8 +189,9 @@ static int write_rank(const struct serve *s, const struct rank_env *env, json_t 
 {
 	static const char *const names[TIMELINE_KINDS] = {"compute", "send", "wait", "idle"};
 	struct timeline_total total;
-	char path[512];
+	char path[512], whole[512];
 	json_t *ns = json_object(), *n = json_object();
+	int rc;
 
 	timeline_totals(timeline, &total);
 	for (int i = 0; i < TIMELINE_KINDS; i++) {
@@ -199,13 +204,15 @@ static int write_rank(const struct serve *s, const struct rank_env *env, json_t 
 	json_object_set_new(report, "ns", ns);
 	json_object_set_new(report, "spans", n);
 	json_object_set_new(report, "transport", stats_json(stats));
-	serve_path(s, "report", env->rank, path);
-	if (json_dump_file(report, path, JSON_COMPACT))
-		return model_fail(-EIO, "%s: cannot be written: %s", path, strerror(errno));
-	if (!s->timeline_dir)
-		return 0;
 	serve_path(s, "timeline", env->rank, path);
-	return timeline_save(timeline, path);
+	if (s->timeline_dir && (rc = timeline_save(timeline, path)))
+		return rc;
+	/* Whoever sees the report's name finds all of it, and the timeline. */
+	serve_path(s, "part", env->rank, path);
+	serve_path(s, "report", env->rank, whole);
+	if (json_dump_file(report, path, JSON_COMPACT) || rename(path, whole))
+		return model_fail(-EIO, "%s: cannot be written: %s", path, strerror(errno));
+	return 0;
 }
 
 static int holds_none(void *arg, uint32_t layer, uint32_t expert)
@@ -252,7 +259,6 @@ static int be_rank(const struct rank_env *env, void *arg)
 	if (!rc) {
 		s->ops->stats(transport, &stats);
 		rc = write_rank(s, env, report, &stats, timeline);
-		wait_for_files(s, env);
 	}
 	json_decref(report);
 	if (transport)
@@ -363,6 +369,8 @@ int serve_main(int argc, char **argv)
 		rc = run(&s);
 	if (isatty(STDERR_FILENO) && !s.quiet)
 		fprintf(stderr, "\r\033[K");
+	if (!rc && s.launched && s.rank == 0)
+		wait_for_files(&s);
 	if (!rc && s.rank == 0)
 		rc = serve_report(&s);
 	if (s.work_dir[0] && s.rank == 0)

@@ -182,8 +182,8 @@ class Serve(unittest.TestCase):
                 report = self.serves(
                     expected, '-P', path, '-M', 2, '-N', 3, '-m', 3, '-r', 2, '--kill-rank', 3,
                     '--kill-after', .02, env={'M2N_BACKEND': backend, 'UCX_TLS': 'tcp,self'})
-                stats = [r['transport'] for r in report['ranks'][:2]]
-                self.assertEqual([s['lost'] for s in stats], [1, 1])
+                # One of them may have been through already.
+                self.assertIn(1, [r['transport']['lost'] for r in report['ranks'][:2]])
                 self.assertEqual(len(report['ranks']), 4)
 
     def test_replacement(self):
