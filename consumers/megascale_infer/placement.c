@@ -210,8 +210,7 @@ static int put_rows(struct transport *t)
 	int rc;
 
 	snprintf(key, sizeof(key), "rows/%lu/%d", (unsigned long)t->next_placement, t->expert);
-	rc = m2n_group_put(
-		t->group, key, t->rows, t->is_late ? 0 : bytes, M2N_TIMEOUT_DEFAULT);
+	rc = m2n_group_put(t->group, key, t->rows, t->is_late ? 0 : bytes, M2N_TIMEOUT_DEFAULT);
 	memset(t->rows, 0, bytes);
 	t->is_late = 0;
 	t->n_put = t->next_placement;
@@ -307,7 +306,8 @@ static int switch_map(struct transport *t)
 	size_t bytes;
 	int rc;
 
-	for (int n = 0; (rc = get_value(t, t->next_placement, &bytes, SLICE_NS)) == -ETIMEDOUT; n++) {
+	for (int n = 0; (rc = get_value(t, t->next_placement, &bytes, SLICE_NS)) == -ETIMEDOUT;
+		n++) {
 		if (n == N_SLICES)
 			return model_fail(-EIO,
 				"round %lu: no expert rank said who owns which expert",

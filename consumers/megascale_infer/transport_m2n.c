@@ -14,8 +14,8 @@
 
 #include "model/error.h"
 
-#define LOOK_ROUNDS 16     /* while a rank is lost, a look for its successor every so many */
-#define SUCCESSOR_MS 10000 /* waited for, when nobody else has an expert */
+#define LOOK_ROUNDS 16              /* a look at who is lost or came back every so many */
+#define SUCCESSOR_MS 10000          /* waited for, when nobody else has an expert */
 #define JOIN_NS INT64_C(1000000000) /* one attempt to link */
 
 int transport_fail(int rc)
@@ -44,8 +44,7 @@ static void look_at_peers(struct transport *t)
 			continue;
 		is_live = attr.state == M2N_PEER_LIVE;
 		is_lost = attr.state == M2N_PEER_LOST || attr.state == M2N_PEER_LEFT ||
-			  (is_live && t->incarnations[i] &&
-				  attr.incarnation != t->incarnations[i]);
+			  (is_live && t->incarnations[i] && attr.incarnation != t->incarnations[i]);
 		t->stats.n_lost += is_lost && !(t->lost_ranks & bit);
 		t->lost_ranks |= is_lost ? bit : 0;
 		if (!is_live)
@@ -231,20 +230,27 @@ static int orphan(const struct transport *t, const struct transport_flight *f)
 	return transport_fail(-EIO);
 }
 
-/* When nobody is left who has an expert, waits for a process that takes the lost rank's place. */
-static int route(
-	struct transport *t, struct transport_flight *f, const struct m2n_route_params *params)
+/*
+ * When nobody is left who has an expert, the batch goes again later, and an empty round in its
+ * place: so the others' rounds and the switches of placements go on, and somebody can come in.
+ */
+static int route(struct transport *t, struct transport_flight *f, struct m2n_route_params *params)
 {
 	const struct timespec nap = {.tv_nsec = 1000000};
-	int64_t end = now_ns() + SUCCESSOR_MS * INT64_C(1000000);
-	int rc;
+	int rc = m2n_plan_route(t->channel, f->plan, params);
 
-	while ((rc = m2n_plan_route(t->channel, f->plan, params)) == M2N_PARTIAL) {
+	f->is_orphan = rc == M2N_PARTIAL;
+	if (rc == M2N_PARTIAL) {
 		look_at_peers(t);
-		if (now_ns() > end)
+		if (!t->orphan_ns)
+			t->orphan_ns = now_ns();
+		if (now_ns() - t->orphan_ns > SUCCESSOR_MS * INT64_C(1000000))
 			return orphan(t, f);
-		m2n_ctx_progress(t->p.env->ctx);
 		nanosleep(&nap, NULL);
+		f->n_rows = params->n_tokens = 0;
+		rc = m2n_plan_route(t->channel, f->plan, params);
+	} else if (!t->lost_ranks) {
+		t->orphan_ns = 0;
 	}
 	return rc < 0 ? transport_fail(rc) : 0;
 }
@@ -309,9 +315,9 @@ static int receive_m2n(struct transport *t, const void *residual, void *out)
 		return transport_fail(rc);
 	t->n_received++;
 	t->stats.n_rounds++;
-	if (rc == M2N_PARTIAL || (t->lost_ranks && t->n_received % LOOK_ROUNDS == 0))
+	if (rc == M2N_PARTIAL || t->n_received % LOOK_ROUNDS == 0)
 		look_at_peers(t);
-	if (rc == M2N_PARTIAL && is_missing(t, f->n_rows)) {
+	if (f->is_orphan || (rc == M2N_PARTIAL && is_missing(t, f->n_rows))) {
 		t->stats.n_resent++;
 		t->is_stalled = 1;
 		return TRANSPORT_RESEND;

@@ -15,6 +15,7 @@ struct transport_flight {
 	struct m2n_plan *plan;
 	int32_t *ids; /* [max_rows, top_k] of the channel: layer * n_experts + expert */
 	uint32_t n_rows;
+	int is_orphan; /* an empty round in place of rows whose expert nobody has */
 };
 
 struct transport {
@@ -31,8 +32,9 @@ struct transport {
 	uint8_t *missing;    /* [max_rows] */
 	uint64_t lost_ranks; /* bitmap over expert rank indexes */
 	uint64_t incarnations[64];
-	int64_t whole_ns;    /* when the last round was received whole */
-	int is_stalled;      /* rows were lost since */
+	int64_t whole_ns;  /* when the last round was received whole */
+	int is_stalled;    /* rows were lost since */
+	int64_t orphan_ns; /* since when nobody has an expert; 0: all have owners */
 
 	uint64_t *live_sources; /* expert rank: mask of dispatch_recv */
 	const struct m2n_batch *batch;
