@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Builds the tasks of a step and lets the list scheduler place them. Rules, by priority: backward
+ * before forward (as 1F1B has it, which frees activations first), the older micro-batch first,
+ * weights' gradients where nothing else can run. The bound on micro-batches under way makes the
+ * warm-up; its default is the time that a micro-batch needs alone over the time for which it
+ * occupies the busiest worker: fewer leave that one idle, more only cost memory.
+ *
+ * AF-Pipe's transfers are stages of their own: each worker has a sending and a receiving side, and
+ * a transfer holds one side of each. Which tasks wait for which is one chain for a micro-batch.
+ */
+#include "schedule.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sim_engine.h"
+
+enum { MAX_GROUPS = 512, MAX_TASKS = 1 << 22 };
+
+static const char *const schedule_names[] = {"afpipe", "1f1b", "sequential"};
+static const char *const op_names[] = {"forward", "head", "backward", "weights"};
+
+struct builder {
+	const struct train_schedule_params *params;
+	struct sim sim;
+	struct train_op *ops; /* [n_tasks of sim]; worker -1: a transfer */
+	size_t n_ops, max_ops, n_workers;
+	size_t micro, last; /* of the chain in making */
+	int begun;
+};
+
+int train_schedule_parse(const char *text, enum train_schedule_kind *kind)
+{
+	for (int i = 0; i < TRAIN_N_SCHEDULES; i++)
+		if (!strcmp(text, schedule_names[i])) {
+			*kind = (enum train_schedule_kind)i;
+			return 0;
+		}
+	return -EINVAL;
+}
+
+const char *train_schedule_name(enum train_schedule_kind kind)
+{
+	return schedule_names[kind];
+}
+
+const char *train_op_name(enum train_op_kind kind)
+{
+	return op_names[kind];
+}
+
+static long priority_of(enum train_op_kind kind, size_t micro, size_t n_micro)
+{
+	static const long classes[] = {
+		[TRAIN_FORWARD] = 1, [TRAIN_HEAD] = 0, [TRAIN_BACKWARD] = 0, [TRAIN_WEIGHTS] = 2,
+	};
+
+	return classes[kind] * (long)n_micro + (long)micro;
+}
+
+/* A task of the micro-batch; in the chain it waits for the one before it. */
+static void add(struct builder *builder, struct train_op op, struct sim_task task, int chained)
+{
+	size_t at;
+
+	op.micro = builder->micro;
+	task.group = (int)builder->micro;
+	task.opens = !builder->begun;
+	at = sim_add(&builder->sim, task);
+	if (!builder->sim.failed)
+		builder->ops[at] = op;
+	if (builder->begun)
+		sim_after(&builder->sim, builder->last, at);
+	builder->begun = 1;
+	if (chained)
+		builder->last = at;
+}
+
+static void compute(struct builder *builder, enum train_op_kind kind, int worker, size_t layer,
+	double seconds)
+{
+	const struct train_schedule_params *params = builder->params;
+	int alone = params->kind == TRAIN_SEQUENTIAL;
+
+	add(builder, (struct train_op){.kind = kind, .worker = worker, .layer = layer},
+		(struct sim_task){.resource = alone ? 0 : worker, .other = SIM_NONE,
+			.priority = priority_of(kind, builder->micro, params->n_micro),
+			.seconds = seconds}, kind != TRAIN_WEIGHTS);
+}
+
+/* Sending sides are resources n_workers.., receiving ones 2 * n_workers... */
+static void transfer(struct builder *builder, enum train_op_kind kind, int from, int to,
+	double seconds)
+{
+	const struct train_schedule_params *params = builder->params;
+	int alone = params->kind == TRAIN_SEQUENTIAL, n = (int)builder->n_workers;
+
+	if (from == to)
+		return;
+	add(builder, (struct train_op){.kind = kind, .worker = -1},
+		(struct sim_task){.resource = alone ? 0 : n + from,
+			.other = alone ? SIM_NONE : 2 * n + to,
+			.priority = priority_of(kind, builder->micro, params->n_micro),
+			.seconds = seconds}, 1);
+}
+
+static void backward(struct builder *builder, int worker, size_t layer, double input,
+	double weights)
+{
+	int split = builder->params->split_weights;
+
+	compute(builder, TRAIN_BACKWARD, worker, layer, split ? input : input + weights);
+}
+
+static void add_apart(struct builder *builder)
+{
+	const struct train_schedule_params *params = builder->params;
+	const struct train_costs *costs = &params->costs;
+	size_t p = params->p, n_layers = p * params->v;
+
+	for (size_t layer = 0; layer < n_layers; layer++) {
+		int a = (int)(layer % p), f = (int)(p + layer % p), next = (int)((layer + 1) % p);
+
+		compute(builder, TRAIN_FORWARD, a, layer, costs->attention[0]);
+		transfer(builder, TRAIN_FORWARD, a, f, costs->transfer[0]);
+		compute(builder, TRAIN_FORWARD, f, layer, costs->ffn[0]);
+		transfer(builder, TRAIN_FORWARD, f, next, costs->transfer[0]);
+	}
+	compute(builder, TRAIN_HEAD, 0, n_layers, costs->head);
+	for (size_t layer = n_layers; layer-- > 0;) {
+		int a = (int)(layer % p), f = (int)(p + layer % p), next = (int)((layer + 1) % p);
+
+		transfer(builder, TRAIN_BACKWARD, next, f, costs->transfer[1]);
+		backward(builder, f, layer, costs->ffn[1], costs->ffn_weights);
+		if (params->split_weights)
+			compute(builder, TRAIN_WEIGHTS, f, layer, costs->ffn_weights);
+		transfer(builder, TRAIN_BACKWARD, f, a, costs->transfer[1]);
+		backward(builder, a, layer, costs->attention[1], costs->attention_weights);
+		if (params->split_weights)
+			compute(builder, TRAIN_WEIGHTS, a, layer, costs->attention_weights);
+	}
+}
+
+static void add_together(struct builder *builder)
+{
+	const struct train_schedule_params *params = builder->params;
+	const struct train_costs *costs = &params->costs;
+	double forward = costs->attention[0] + costs->ffn[0] + 2 * costs->transfer[0];
+	double input = costs->attention[1] + costs->ffn[1] + 2 * costs->transfer[1];
+	double weights = costs->attention_weights + costs->ffn_weights;
+	size_t p = params->p, n_layers = p * params->v;
+
+	for (size_t layer = 0; layer < n_layers; layer++) {
+		compute(builder, TRAIN_FORWARD, (int)(layer % p), layer, forward);
+		transfer(builder, TRAIN_FORWARD, (int)(layer % p), (int)((layer + 1) % p),
+			costs->stage);
+	}
+	compute(builder, TRAIN_HEAD, 0, n_layers, costs->head);
+	for (size_t layer = n_layers; layer-- > 0;) {
+		transfer(builder, TRAIN_BACKWARD, (int)((layer + 1) % p), (int)(layer % p),
+			costs->stage);
+		backward(builder, (int)(layer % p), layer, input, weights);
+		if (params->split_weights)
+			compute(builder, TRAIN_WEIGHTS, (int)(layer % p), layer, weights);
+	}
+}
+
+static int check(const struct train_schedule_params *params)
+{
+	const double *costs = (const double *)&params->costs;
+
+	if (!params->p || !params->v || !params->n_micro || params->p > MAX_GROUPS ||
+		params->kind < 0 || params->kind >= TRAIN_N_SCHEDULES ||
+		params->v > MAX_TASKS || params->n_micro > MAX_TASKS ||
+		(double)params->p * (double)params->v * (double)params->n_micro * 10 > MAX_TASKS)
+		return -EINVAL;
+	for (size_t i = 0; i < sizeof(params->costs) / sizeof(*costs); i++)
+		if (!isfinite(costs[i]) || costs[i] < 0)
+			return -EINVAL;
+	return 0;
+}
+
+static size_t choose_in_flight(const struct train_schedule_params *params)
+{
+	const struct train_costs *costs = &params->costs;
+	double a = costs->attention[0] + costs->attention[1] + costs->attention_weights;
+	double f = costs->ffn[0] + costs->ffn[1] + costs->ffn_weights;
+	double c = 2 * (costs->transfer[0] + costs->transfer[1]), p = (double)params->p;
+	double busiest = a > f ? a : f, n;
+
+	if (params->kind == TRAIN_SEQUENTIAL)
+		return 1;
+	if (params->kind == TRAIN_1F1B)
+		n = p + 1;
+	else
+		n = busiest > 0 ? p * (a + f + c) / busiest + 1 : 4 * p + 1;
+	n = ceil(n - 1e-9);
+	return n < (double)params->n_micro ? (size_t)n : params->n_micro;
+}
+
+static int collect(const struct builder *builder, struct train_schedule *schedule)
+{
+	const struct sim *sim = &builder->sim;
+	struct train_schedule made = {.n_workers = builder->n_workers,
+		.max_in_flight = sim->limits[0]};
+	size_t *fill;
+
+	made.ops = calloc(sim->n_tasks, sizeof(*made.ops));
+	made.by_worker = calloc(sim->n_tasks, sizeof(*made.by_worker));
+	made.first = calloc(made.n_workers + 2, sizeof(*made.first));
+	if (!made.ops || !made.by_worker || !made.first) {
+		train_schedule_free(&made);
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < sim->n_tasks; i++) {
+		size_t at = sim->order[i];
+		struct train_op *op = &made.ops[made.n_ops];
+
+		if (sim->tasks[at].end > made.seconds)
+			made.seconds = sim->tasks[at].end;
+		if (builder->ops[at].worker < 0)
+			continue;
+		*op = builder->ops[at];
+		op->start = sim->tasks[at].start;
+		op->end = sim->tasks[at].end;
+		made.first[op->worker + 2]++;
+		made.n_ops++;
+	}
+	fill = made.first + 1; /* moves up to the next worker's first while it is filled */
+	for (size_t w = 0; w < made.n_workers; w++)
+		fill[w + 1] += fill[w];
+	for (size_t i = 0; i < made.n_ops; i++)
+		made.by_worker[fill[made.ops[i].worker]++] = i;
+	*schedule = made;
+	return 0;
+}
+
+int train_schedule_make(const struct train_schedule_params *params,
+	struct train_schedule *schedule)
+{
+	struct builder builder = {.params = params};
+	size_t n_tasks, bound;
+	int rc = check(params);
+
+	if (rc)
+		return rc;
+	bound = params->max_in_flight ? params->max_in_flight : choose_in_flight(params);
+	n_tasks = (10 * params->p * params->v + 1) * params->n_micro;
+	builder.n_workers = params->kind == TRAIN_1F1B ? params->p : 2 * params->p;
+	rc = sim_open(&builder.sim, params->n_micro, 1);
+	if (rc)
+		return rc;
+	builder.sim.limits[0] = bound < params->n_micro ? bound : params->n_micro;
+	builder.ops = calloc(n_tasks, sizeof(*builder.ops));
+	for (; builder.ops && builder.micro < params->n_micro; builder.micro++) {
+		builder.begun = 0;
+		if (params->kind == TRAIN_1F1B)
+			add_together(&builder);
+		else
+			add_apart(&builder);
+	}
+	rc = builder.ops ? sim_run(&builder.sim) : -ENOMEM;
+	if (!rc)
+		rc = collect(&builder, schedule);
+	free(builder.ops);
+	sim_close(&builder.sim);
+	return rc;
+}
+
+void train_schedule_free(struct train_schedule *schedule)
+{
+	free(schedule->ops);
+	free(schedule->by_worker);
+	free(schedule->first);
+	*schedule = (struct train_schedule){0};
+}
