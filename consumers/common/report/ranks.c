@@ -19,7 +19,7 @@
 
 #include "model/error.h"
 
-#define GRACE_S 5 /* from SIGTERM to SIGKILL */
+enum { GRACE_MS = 5000 }; /* from SIGTERM to SIGKILL, where nothing is said */
 
 struct run {
 	const struct ranks_params *params;
@@ -77,7 +77,11 @@ static int be_rank(const struct ranks_params *params, struct m2n_group_params *j
 	}
 	env.rank = *rank = m2n_group_rank(env.group);
 	env.n_ranks = m2n_group_size(env.group);
-	rc = main(&env, arg);
+	if (env.n_ranks == params->n_ranks)
+		rc = main(&env, arg);
+	else
+		rc = model_fail(-EINVAL, "the launcher started %d ranks, %d are needed",
+			env.n_ranks, params->n_ranks);
 	m2n_group_leave(env.group);
 	m2n_ctx_close(env.ctx);
 	return rc;
@@ -164,7 +168,8 @@ static int reap(struct run *run)
 
 static int wait_all(struct run *run)
 {
-	const struct timespec grace = {.tv_sec = GRACE_S};
+	int ms = run->params->grace_ms ? run->params->grace_ms : GRACE_MS;
+	const struct timespec grace = {ms / 1000, ms % 1000 * 1000000L};
 	int signal, rc = 0;
 
 	while (run->n_left) {
@@ -222,8 +227,8 @@ static int fork_ranks(struct run *run)
 	return rc ? rc : ended;
 }
 
-int ranks_run(const struct ranks_params *params, rank_main main, void *arg,
-	struct rank_result *results)
+int ranks_run(
+	const struct ranks_params *params, rank_main main, void *arg, struct rank_result *results)
 {
 	struct run run = {.params = params, .main = main, .arg = arg, .results = results};
 	struct m2n_group_params join = M2N_GROUP_PARAMS_INIT;

@@ -27,6 +27,7 @@ struct ranks_params {
 	const char *const *options; /* of the library, "NAME=value"; NULL: none */
 	int launched;    /* a launcher started this process: it is one rank, nothing is forked */
 	int go_on;       /* when a rank dies or fails the others go on; 0: they are ended */
+	int grace_ms;    /* from SIGTERM to SIGKILL for ranks that are ended; 0: 5000 */
 	int max_restart; /* times that a rank that died by a signal is started anew */
 	int pin;         /* rank i to the i-th usable core, if there are as many */
 	/* In the parent, after a rank was started; may be NULL. */
@@ -34,8 +35,8 @@ struct ranks_params {
 };
 
 struct rank_result {
-	int status;     /* exit status; -1: it died by a signal or was never started */
-	int signal;     /* that ended it at last, or 0 */
+	int status; /* exit status; -1: it died by a signal or was never started */
+	int signal; /* that ended it at last, or 0 */
 	int n_restarts;
 };
 
@@ -44,7 +45,7 @@ struct rank_result {
  * is written. 0: every rank ended with status 0; 1: not so, see results; -EINTR: SIGINT or SIGTERM;
  * other negative codes with a text in model_error(). Not beside other children of the process.
  */
-int ranks_run(const struct ranks_params *params, rank_main main, void *arg,
-	struct rank_result *results);
+int ranks_run(
+	const struct ranks_params *params, rank_main main, void *arg, struct rank_result *results);
 
 #endif
