@@ -6,6 +6,12 @@
  * warm-up; its default is the time that a micro-batch needs alone over the time for which it
  * occupies the busiest worker: fewer leave that one idle, more only cost memory.
  *
+ * Without a bound given, half as many again and the fixed order of interleaved 1F1B are tried as
+ * well and the shortest step is kept. In the fixed order
+ * micro-batches go in rounds through the virtual stages, 2 * (stages behind) + (v - 1) * round
+ * forwards are the warm-up, then forward and backward take turns. In AF-Pipe the 2p workers are
+ * the ring and transfers lengthen round and warm-up.
+ *
  * AF-Pipe's transfers are stages of their own: each worker has a sending and a receiving side, and
  * a transfer holds one side of each. Which tasks wait for which is one chain for a micro-batch.
  */
@@ -29,6 +35,7 @@ struct builder {
 	struct sim sim;
 	struct train_op *ops; /* [n_tasks of sim]; worker -1: a transfer */
 	size_t n_ops, max_ops, n_workers;
+	size_t *placed[2]; /* forward, backward: [n_workers, v, n_micro] task; fixed order only */
 	size_t micro, last; /* of the chain in making */
 	int begun;
 };
@@ -86,6 +93,10 @@ static void compute(struct builder *builder, enum train_op_kind kind, int worker
 	const struct train_schedule_params *params = builder->params;
 	int alone = params->kind == TRAIN_SEQUENTIAL;
 
+	if (builder->placed[0] && (kind == TRAIN_FORWARD || kind == TRAIN_BACKWARD))
+		builder->placed[kind == TRAIN_BACKWARD][((size_t)worker * params->v +
+			layer / params->p) * params->n_micro + builder->micro] =
+			builder->sim.n_tasks;
 	add(builder, (struct train_op){.kind = kind, .worker = worker, .layer = layer},
 		(struct sim_task){.resource = alone ? 0 : worker, .other = SIM_NONE,
 			.priority = priority_of(kind, builder->micro, params->n_micro),
@@ -202,6 +213,77 @@ static size_t choose_in_flight(const struct train_schedule_params *params)
 	return n < (double)params->n_micro ? (size_t)n : params->n_micro;
 }
 
+/* Micro-batches of a round: as many as a round trip through the ring takes operations. */
+static double ring_length(const struct train_schedule_params *params)
+{
+	struct train_schedule_params many = *params;
+
+	many.n_micro = MAX_TASKS;
+	return params->kind == TRAIN_1F1B ? (double)params->p :
+					    (double)choose_in_flight(&many) - 1;
+}
+
+/* Task number `i` of a worker's forwards or backwards, rounds of `round` micro-batches. */
+static size_t in_turn(const struct builder *builder, int back, size_t worker, size_t i,
+	size_t round)
+{
+	const struct train_schedule_params *params = builder->params;
+	size_t begin = i / (round * params->v) * round, rest = i - begin * params->v, stage;
+
+	if (round > params->n_micro - begin)
+		round = params->n_micro - begin;
+	stage = rest / round;
+	if (back)
+		stage = params->v - 1 - stage;
+	return builder->placed[back][(worker * params->v + stage) * params->n_micro + begin +
+		rest % round];
+}
+
+static void fix_order(struct builder *builder)
+{
+	const struct train_schedule_params *params = builder->params;
+	double ring = ring_length(params), step = ring / (double)builder->n_workers;
+	size_t n = params->v * params->n_micro, round = (size_t)ceil(ring);
+
+	for (size_t w = 0; w < builder->n_workers; w++) {
+		/* Groups alternate in the numbering of workers: A_0, F_0, A_1 ... in the ring. */
+		size_t place = params->kind == TRAIN_1F1B ? w : w % params->p * 2 + w / params->p;
+		double behind = 2 * step * (double)(builder->n_workers - 1 - place);
+		size_t warm = (size_t)ceil(behind) + (params->v - 1) * round + 1, last = 0;
+
+		if (warm > n)
+			warm = n;
+		for (size_t i = 0, f = 0, b = 0; i < 2 * n; i++) {
+			int back = f == n || (f >= warm && f - warm >= b);
+			size_t at = in_turn(builder, back, w, back ? b : f, round);
+
+			if (i)
+				sim_after(&builder->sim, last, at);
+			last = at;
+			f += !back;
+			b += (size_t)back;
+		}
+	}
+}
+
+static size_t count_in_flight(const struct sim *sim, size_t n_micro)
+{
+	size_t *left = calloc(n_micro, sizeof(*left)), n = 0, most = 0;
+
+	for (size_t i = 0; left && i < sim->n_tasks; i++)
+		left[sim->tasks[i].group]++;
+	/* By start: a micro-batch that ended is counted until its last operation is placed. */
+	for (size_t i = 0; left && i < sim->n_tasks; i++) {
+		const struct sim_task *task = &sim->tasks[sim->order[i]];
+
+		n += (size_t)task->opens;
+		most = n > most ? n : most;
+		n -= !--left[task->group];
+	}
+	free(left);
+	return most ? most : n_micro;
+}
+
 static int collect(const struct builder *builder, struct train_schedule *schedule)
 {
 	const struct sim *sim = &builder->sim;
@@ -239,35 +321,83 @@ static int collect(const struct builder *builder, struct train_schedule *schedul
 	return 0;
 }
 
+static void build(struct builder *builder)
+{
+	for (; builder->micro < builder->params->n_micro; builder->micro++) {
+		builder->begun = 0;
+		if (builder->params->kind == TRAIN_1F1B)
+			add_together(builder);
+		else
+			add_apart(builder);
+	}
+	if (builder->placed[0])
+		fix_order(builder);
+}
+
+/* `bound` 0: the fixed order. */
+static int make(const struct train_schedule_params *params, size_t bound,
+	struct train_schedule *schedule)
+{
+	size_t n_tasks = (10 * params->p * params->v + 1) * params->n_micro;
+	struct builder builder = {.params = params,
+		.n_workers = params->kind == TRAIN_1F1B ? params->p : 2 * params->p};
+	int rc = sim_open(&builder.sim, params->n_micro, 1);
+
+	if (rc)
+		return rc;
+	builder.sim.limits[0] = bound && bound < params->n_micro ? bound : params->n_micro;
+	builder.ops = calloc(n_tasks, sizeof(*builder.ops));
+	for (int i = 0; !bound && i < 2; i++)
+		builder.placed[i] = calloc(builder.n_workers * params->v * params->n_micro,
+			sizeof(size_t));
+	if (!builder.ops || (!bound && (!builder.placed[0] || !builder.placed[1])))
+		rc = -ENOMEM;
+	if (!rc) {
+		build(&builder);
+		rc = sim_run(&builder.sim);
+	}
+	if (!rc && !bound)
+		builder.sim.limits[0] = count_in_flight(&builder.sim, params->n_micro);
+	if (!rc)
+		rc = collect(&builder, schedule);
+	free(builder.ops);
+	free(builder.placed[0]);
+	free(builder.placed[1]);
+	sim_close(&builder.sim);
+	return rc;
+}
+
 int train_schedule_make(const struct train_schedule_params *params,
 	struct train_schedule *schedule)
 {
-	struct builder builder = {.params = params};
-	size_t n_tasks, bound;
+	struct train_schedule made, other;
+	size_t bound, bounds[2] = {0, 0};
 	int rc = check(params);
 
 	if (rc)
 		return rc;
 	bound = params->max_in_flight ? params->max_in_flight : choose_in_flight(params);
-	n_tasks = (10 * params->p * params->v + 1) * params->n_micro;
-	builder.n_workers = params->kind == TRAIN_1F1B ? params->p : 2 * params->p;
-	rc = sim_open(&builder.sim, params->n_micro, 1);
-	if (rc)
+	rc = make(params, bound, &made);
+	if (rc || params->max_in_flight || params->kind == TRAIN_SEQUENTIAL) {
+		*schedule = rc ? *schedule : made;
 		return rc;
-	builder.sim.limits[0] = bound < params->n_micro ? bound : params->n_micro;
-	builder.ops = calloc(n_tasks, sizeof(*builder.ops));
-	for (; builder.ops && builder.micro < params->n_micro; builder.micro++) {
-		builder.begun = 0;
-		if (params->kind == TRAIN_1F1B)
-			add_together(&builder);
-		else
-			add_apart(&builder);
 	}
-	rc = builder.ops ? sim_run(&builder.sim) : -ENOMEM;
-	if (!rc)
-		rc = collect(&builder, schedule);
-	free(builder.ops);
-	sim_close(&builder.sim);
+	/* Half as many again; the fixed order. -EDEADLK: a short last round, not an order at all. */
+	bounds[0] = bound + bound / 2;
+	for (int i = 0; !rc && i < 2; i++) {
+		rc = make(params, bounds[i], &other);
+		if (!rc && other.seconds < made.seconds) {
+			train_schedule_free(&made);
+			made = other;
+		} else if (!rc) {
+			train_schedule_free(&other);
+		}
+		rc = rc == -EDEADLK ? 0 : rc;
+	}
+	if (rc)
+		train_schedule_free(&made);
+	else
+		*schedule = made;
 	return rc;
 }
 

@@ -4,8 +4,8 @@
  * be quoted ("a, b" and "" for a quote in one); empty lines and those from '#' are left out. What
  * is wrong with a cell is said with the file and the line.
  */
-#ifndef MEGASCALE_TABLE_H
-#define MEGASCALE_TABLE_H
+#ifndef PLANNING_TABLE_H
+#define PLANNING_TABLE_H
 
 #include <stddef.h>
 

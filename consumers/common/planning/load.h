@@ -3,8 +3,8 @@
  * What makes a pipeline's times vary: how a recorded routing spreads the tokens over the experts,
  * and how long transfers took by percentiles.
  */
-#ifndef MEGASCALE_LOAD_H
-#define MEGASCALE_LOAD_H
+#ifndef PLANNING_LOAD_H
+#define PLANNING_LOAD_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -3,8 +3,8 @@
  * Shapes of models and rates of GPUs, by name: from tables in the form of models.csv and gpus.csv,
  * or those of the paper, which are built in. Prices are relative to an L20, as the paper has them.
  */
-#ifndef MEGASCALE_SPECS_H
-#define MEGASCALE_SPECS_H
+#ifndef PLANNING_SPECS_H
+#define PLANNING_SPECS_H
 
 #include <stddef.h>
 
