@@ -3,6 +3,7 @@
  * The report of a run: what every rank wrote, latencies over all requests, and the table.
  */
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,9 +42,9 @@ static int by_value(const void *a, const void *b)
 /* Nearest rank; the samples are sorted. */
 static double percentile(const struct samples *s, double p)
 {
-	size_t at = (size_t)(p / 100 * (double)s->n);
+	size_t rank = (size_t)ceil(p / 100 * (double)s->n);
 
-	return s->n ? s->ms[at < s->n ? at : s->n - 1] : 0;
+	return s->n ? s->ms[rank ? rank - 1 : 0] : 0;
 }
 
 enum { PICTURE_ROUNDS = 24 };
