@@ -382,7 +382,7 @@ int train_schedule_make(const struct train_schedule_params *params,
 		*schedule = rc ? *schedule : made;
 		return rc;
 	}
-	/* Half as many again; the fixed order. -EDEADLK: a short last round, not an order at all. */
+	/* Half as many again; the fixed order. -EDEADLK: a short last round, which is no order. */
 	bounds[0] = bound + bound / 2;
 	for (int i = 0; !rc && i < 2; i++) {
 		rc = make(params, bounds[i], &other);

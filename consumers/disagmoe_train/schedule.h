@@ -3,7 +3,8 @@
  * The order in which workers compute a training step. Layers are interleaved: group g of p owns
  * layers g, g + p, ..., v of them; attention group A_g and FFN group F_g have the same layers.
  * AF-Pipe: A_0 -M2N-> F_0 -N2M-> A_1 ... -> F_{p-1} -N2M-> A_0 (its next layer); after the last
- * layer the replies go to A_0, which has final norm, head and loss; the backward goes the other way.
+ * layer the replies go to A_0, which has final norm, head and loss; the backward goes the other
+ * way.
  *
  * The order comes from estimated times by list scheduling of the whole step (sim_engine.h), so it
  * is a topological one: workers that go through their lists, each waiting for the inputs of its

@@ -392,7 +392,8 @@ int m2n__exchange_open(
 	if (x->rx)
 		memset(x->rx, 0, (x->n_rx + 1) * sizeof(*x->rx));
 	m2n__ctx_lock(group->ctx);
-	rc = x->ranks && x->tx && x->rx ? alloc_memory(x) : m2n__error(-ENOMEM, "%s: no memory", x->title);
+	rc = x->ranks && x->tx && x->rx ? alloc_memory(x) :
+					  m2n__error(-ENOMEM, "%s: no memory", x->title);
 	if (!rc)
 		rc = init_links(x);
 	for (struct m2n_exchange *o = group->exchanges; o && !rc; o = o->next)

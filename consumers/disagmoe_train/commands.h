@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The commands of disagmoe_train. Each takes its own arguments, argv[0] being "disagmoe_train
+ * COMMAND", and returns the exit status: 0, 1 for a failure, 2 for arguments that do not fit.
+ */
+#ifndef DISAGMOE_COMMANDS_H
+#define DISAGMOE_COMMANDS_H
+
+int plan_main(int argc, char **argv);
+
+#endif
