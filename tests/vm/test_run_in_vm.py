@@ -64,19 +64,32 @@ CASES = (
     (['true'], {'M2N_VM_UML': '/nowhere'}, 0, ['ok 1 - exit status 0', '1..1']),
     (['true'], {'M2N_VM_UML': '/nowhere', 'ENGINE': 'uml'}, 1,
      ['not ok 1 - not run, the guest broke', '1..1']),
+    # A kernel that lacks what is needed gives way before it is started.
+    (['true'], {'M2N_VM_UML': 'KERNEL', 'NEEDS': 'netem'}, 0, ['ok 1 - exit status 0', '1..1']),
+    (['true'], {'M2N_VM_UML': 'KERNEL', 'NEEDS': 'veth', 'WANTED': '1'}, 0,
+     ['# user-mode Linux does not run here (125); QEMU instead', 'ok 1 - exit status 0', '1..1']),
+    (['true'], {'M2N_VM_UML': 'KERNEL', 'NEEDS': 'netem', 'WANTED': '1'}, 0,
+     ['# user-mode Linux without netem; QEMU instead', 'ok 1 - exit status 0', '1..1']),
 )
 
 
 def run(work, words, env):
-    """(exit status, lines that are no comment), with the programs' long labels as `sh x`."""
+    """(exit status, lines that are no comment), with the programs' long labels as `sh x`; WANTED:
+    also the line that says why it is QEMU."""
     env = dict({'M2N_VM_UML': ''}, **env)
     if 'ONCE' in env:
         env['ONCE'] = os.path.join(work, env['ONCE'])
+    if env['M2N_VM_UML'] == 'KERNEL':
+        env['M2N_VM_UML'] = os.path.join(work, 'kernel')
+        with open(env['M2N_VM_UML'], 'w', encoding='utf-8') as kernel:
+            kernel.write('CONFIG_VETH=y veth')
+    needs = ['--needs', env['NEEDS']] if 'NEEDS' in env else []
     done = subprocess.run(
         [sys.executable, os.path.join(work, 'run_in_vm'), '--engine', env.get('ENGINE', 'auto'),
-         '-t', '9', '--'] + words, env=dict(os.environ, **env), capture_output=True, text=True,
-        timeout=60, check=False)
-    lines = [line for line in done.stdout.splitlines() if not line.startswith('#')]
+         '-t', '9'] + needs + ['--'] + words,
+        env=dict(os.environ, **env), capture_output=True, text=True, timeout=60, check=False)
+    lines = [line for line in done.stdout.splitlines() if not line.startswith('#') or
+             'WANTED' in env and 'instead' in line]
     for word in words:
         lines = [line.replace('-c ' + word + ': ', 'x: ') for line in lines]
     return done.returncode, lines
