@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Recording, and the files of single ranks: a line with rank and name, then one line for each span,
+ * Recording, and the files of single ranks: a line with the rank, its name, the number of spans and
+ * of those that had no room, then one line for each span,
  *
  *     BEGIN_NS END_NS KIND LANE LAYER MICRO_BATCH LABEL
  *
@@ -77,7 +78,7 @@ int timeline_save(const struct timeline *t, const char *path)
 
 	if (!file)
 		return model_fail(-errno, "%s: %s", path, strerror(errno));
-	fprintf(file, "%d %s\n", t->rank, t->name);
+	fprintf(file, "%d %s %zu %" PRIu64 "\n", t->rank, t->name, t->n_spans, t->total.n_lost);
 	for (size_t i = 0; i < t->n_spans; i++) {
 		const struct timeline_span *s = &t->spans[i];
 

@@ -27,10 +27,25 @@ static int add_span(struct track *t, const struct track_span *span)
 	return 0;
 }
 
+/* What can stand in JSON and XML between quotes; XML's own signs are escaped by who writes it. */
+static int is_word(const char *text)
+{
+	for (; *text; text++)
+		if (*text <= ' ' || *text > '~' || *text == '"' || *text == '\\')
+			return 0;
+	return 1;
+}
+
 static int is_whole(const struct track_span *s)
 {
-	return s->kind < TIMELINE_KINDS && s->lane < TIMELINE_MAX_LANES && s->end >= s->begin &&
-	       !strpbrk(s->label, "\"\\");
+	return s->kind < TIMELINE_KINDS && s->lane < TIMELINE_MAX_LANES && s->begin >= 0 &&
+	       s->end >= s->begin && is_word(s->label);
+}
+
+static int read_head(const char *line, struct track *t, size_t *n_spans)
+{
+	return sscanf(line, "%d %31s %zu %" SCNu64, &t->rank, t->name, n_spans, &t->n_lost) == 4 &&
+	       is_word(t->name) && strchr(line, '\n');
 }
 
 static int read_track(const char *path, struct track *t)
@@ -38,21 +53,23 @@ static int read_track(const char *path, struct track *t)
 	FILE *file = fopen(path, "re");
 	struct track_span s;
 	char line[256];
+	size_t n_spans;
 	int rc = 0;
 
 	if (!file)
 		return model_fail(-errno, "%s: %s", path, strerror(errno));
-	if (!fgets(line, sizeof(line), file) || sscanf(line, "%d %31s", &t->rank, t->name) != 2 ||
-		strpbrk(t->name, "\"\\"))
+	if (!fgets(line, sizeof(line), file) || !read_head(line, t, &n_spans))
 		rc = model_fail(-EINVAL, "%s: no timeline", path);
 	for (int n = 2; !rc && fgets(line, sizeof(line), file); n++) {
-		if (sscanf(line, "%" SCNd64 " %" SCNd64 " %u %u %u %u %31s\n", &s.begin, &s.end,
+		if (sscanf(line, "%" SCNd64 " %" SCNd64 " %u %u %u %u %31s", &s.begin, &s.end,
 			    &s.kind, &s.lane, &s.layer, &s.micro_batch, s.label) != 7 ||
 			!is_whole(&s) || !strchr(line, '\n'))
 			rc = model_fail(-EINVAL, "%s: line %d is no span", path, n);
 		else
 			rc = add_span(t, &s);
 	}
+	if (!rc && t->n != n_spans)
+		rc = model_fail(-EINVAL, "%s: has %zu of %zu spans", path, t->n, n_spans);
 	fclose(file);
 	return rc;
 }

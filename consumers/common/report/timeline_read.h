@@ -15,7 +15,7 @@
 enum { TIMELINE_MAX_LANES = 64 };
 
 struct track_span {
-	int64_t begin, end;
+	int64_t begin, end; /* 0 <= begin <= end */
 	unsigned kind, lane, layer, micro_batch;
 	char label[32];
 };
@@ -25,6 +25,7 @@ struct track {
 	char name[32];
 	struct track_span *spans;
 	size_t n, room;
+	uint64_t n_lost; /* spans that the recorder had no room for */
 	unsigned n_lanes;
 };
 

@@ -6,7 +6,7 @@
  * everything when pointed at. Spans that would hide behind each other in a fraction of a pixel are
  * left out, so that the picture of a long run stays small.
  */
-#include <math.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -110,27 +110,30 @@ static int height_of(const struct track *t)
 	return ROW + (t->n_lanes > 1 ? (int)(t->n_lanes - 1) * THIN : 0) + GAP;
 }
 
-/* Of 1, 2 and 5 times a power of ten the one that gives about ten marks. */
-static double axis_step(double ms)
+/* 1, 2 or 5 times a power of ten: about ten marks. */
+static int64_t axis_step(int64_t ns)
 {
-	double power = pow(10, floor(log10(ms / 10))), step = ms / 10 / power;
-
-	return power * (step <= 1 ? 1 : step <= 2 ? 2 : step <= 5 ? 5 : 10);
+	for (int64_t power = 1;; power *= 10)
+		for (int digit = 1; digit <= 5; digit += digit == 1 ? 1 : 3)
+			if (digit * power >= ns / 10)
+				return digit * power;
 }
 
 static void draw_axis(const struct picture *p, int64_t origin)
 {
-	double first = (double)(p->from - origin) / 1e6, ms = (double)(p->to - p->from) / 1e6;
-	double step = axis_step(ms);
-	int digits = step < 1 ? (int)ceil(-log10(step) - 1e-9) : 0;
+	int64_t first = p->from - origin, last = p->to - origin, step = axis_step(last - first);
+	int digits = 6; /* of ms */
 
-	for (double at = ceil(first / step) * step; at <= first + ms * (1 + 1e-9); at += step) {
-		double x = LEFT + (at - first) * 1e6 * p->scale;
+	for (int64_t rest = step; rest % 10 == 0 && digits; rest /= 10)
+		digits--;
+	for (int64_t i = (first + step - 1) / step; i <= last / step; i++) {
+		double x = place(p, i * step + origin);
 
 		fprintf(p->file,
 			"<line x1=\"%.2f\" y1=\"%d\" x2=\"%.2f\" y2=\"%d\" stroke=\"#ddd\"/>\n"
 			"<text x=\"%.2f\" y=\"%d\" text-anchor=\"middle\">%.*f</text>\n",
-			x, TOP - 6, x, p->height, x, p->height + 15, digits, fabs(at));
+			x, TOP - 6, x, p->height, x, p->height + 15, digits,
+			(double)(i * step) / 1e6);
 	}
 	fprintf(p->file,
 		"<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">ms since the start</text>\n",
@@ -179,7 +182,7 @@ static void define_hatch(FILE *file, const char *name, const char *colour)
 		name, colour);
 }
 
-static void open_picture(const struct picture *p, const char *title)
+static void open_picture(const struct picture *p, const char *title, uint64_t n_lost)
 {
 	char name[16];
 
@@ -195,6 +198,8 @@ static void open_picture(const struct picture *p, const char *title)
 	fprintf(p->file, "</defs>\n<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n"
 			 "<text x=\"10\" y=\"20\" font-size=\"15\">");
 	write_text(p->file, title);
+	if (n_lost)
+		fprintf(p->file, " (%" PRIu64 " later spans had no room)", n_lost);
 	fprintf(p->file, "</text>\n");
 }
 
@@ -224,17 +229,21 @@ void timeline_write_svg(
 	FILE *file, const struct tracks *all, const char *title, double at, int64_t window_ns)
 {
 	struct picture p = {.file = file, .from = all->begin, .to = all->end, .height = TOP};
+	uint64_t n_lost = 0;
 	int y = TOP;
 
 	if (window_ns > 0 && window_ns < p.to - p.from) {
 		p.from += (int64_t)(at * (double)(p.to - p.from - window_ns));
 		p.to = p.from + window_ns;
 	}
-	p.to += p.to == p.from;
+	if (p.to == p.from) /* no length, or nothing at all */
+		p.from--;
 	p.scale = WIDTH / (double)(p.to - p.from);
-	for (size_t i = 0; i < all->n; i++)
+	for (size_t i = 0; i < all->n; i++) {
 		p.height += height_of(&all->list[i]);
-	open_picture(&p, title);
+		n_lost += all->list[i].n_lost;
+	}
+	open_picture(&p, title, n_lost);
 	draw_legend(file, count_micro_batches(all));
 	draw_axis(&p, all->begin);
 	for (size_t i = 0; i < all->n; y += height_of(&all->list[i++]))

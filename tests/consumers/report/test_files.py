@@ -43,13 +43,13 @@ class Files(unittest.TestCase):
         paths = []
         for i, text in enumerate(texts):
             paths.append(self.path("rank-%d" % i))
-            with open(paths[-1], "w") as file:
+            with open(paths[-1], "w", encoding="utf-8") as file:
                 file.write(text)
         return subprocess.run([MERGER, self.path("chrome"), self.path("svg"), title, str(at),
                                str(window)] + paths, capture_output=True, text=True)
 
-    def merge(self, ranks, **more):
-        texts = ["%d rank_%d\n" % (i, i) + "".join(map(line_of, spans))
+    def merge(self, ranks, lost=0, **more):
+        texts = ["%d rank_%d %d %d\n" % (i, i, len(spans), lost) + "".join(map(line_of, spans))
                  for i, spans in enumerate(ranks)]
         run = self.merge_texts(texts, **more)
         self.assertEqual(run.returncode, 0, run.stderr)
@@ -92,6 +92,7 @@ class Files(unittest.TestCase):
         texts = [t.text for t in tree.iter(SVG + "text")]
         self.assertIn("a 1/0", texts)
         self.assertNotIn("b 1/1", texts)
+        self.assertLess(cx + cw, float(tree.getroot().get("width")))
         # 4 ms in steps of 0.5, at their place
         marks = {t.text: float(t.get("x")) for t in tree.iter(SVG + "text")
                  if t.get("text-anchor") == "middle"}
@@ -105,6 +106,9 @@ class Files(unittest.TestCase):
         _, _, part = self.merge([spans], at=0.5, window=2000)
         self.assertEqual(len(self.rects(whole)), 10)
         self.assertEqual([r[2].split(",")[1] for r in self.rects(part)], [" layer 4", " layer 5"])
+        marks = {t.text: float(t.get("x")) for t in part.iter(SVG + "text")
+                 if t.get("text-anchor") == "middle"}
+        self.assertAlmostEqual(marks["0.0050"], self.rects(part)[1][0], places=1)
         self.assertAlmostEqual(sum(r[1] for r in self.rects(part)),
                                sum(r[1] for r in self.rects(whole)), places=0)
 
@@ -118,6 +122,22 @@ class Files(unittest.TestCase):
         _, events, tree = self.merge([spans])
         self.assertEqual(len(events), 1 + len(spans))
         self.assertTrue(4000 < len(self.rects(tree)) < 8000, len(self.rects(tree)))
+
+    def test_picture_far_from_the_start(self):
+        """A window of 1 us, 292 years after the first span: marks still end."""
+        far = 2**63 - 1
+        head = "0 a 2 0\n"
+        run = self.merge_texts([head + "0 10 0 0 0 0 x\n%d %d 0 0 0 0 y\n" % (far - 500, far)],
+                               at=1.0, window=1000)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        tree = ElementTree.parse(self.path("svg"))
+        marks = [line for line in tree.iter(SVG + "line") if line.get("stroke") == "#ddd"]
+        self.assertTrue(5 <= len(marks) <= 11, len(marks))
+
+    def test_lost_spans_are_told(self):
+        _, _, tree = self.merge([[span(0, 10, "compute")], []], lost=21)
+        self.assertIn("title (42 later spans had no room)",
+                      [t.text for t in tree.iter(SVG + "text")])
 
     def test_text_is_escaped(self):
         _, _, tree = self.merge([[span(0, 10, "compute", label="a<b>&")]], title="<M> & \"N\"")
@@ -165,14 +185,20 @@ class Files(unittest.TestCase):
     def test_broken_files_are_named(self):
         good = line_of(span(0, 10, "compute"))
         for text, reason in [
-                ("", "no timeline"), ("x y\n", "no timeline"), ('0 "\n', "no timeline"),
-                ("0 a\n" + good + "1 2 3\n", "line 3 is no span"),
-                ("0 a\n20 10 0 0 0 0 x\n", "line 2 is no span"),
-                ("0 a\n10 20 9 0 0 0 x\n", "line 2 is no span"),
-                ("0 a\n10 20 0 64 0 0 x\n", "line 2 is no span"),
-                ("0 a\n10 20 0 0 0 0 x\\\n", "line 2 is no span"),
-                ("0 a\n" + good + good[:-1], "line 3 is no span"),
-                ("0 a\n" + "1" * 400 + "\n", "line 2 is no span")]:
+                ("", "no timeline"), ("x y 0 0\n", "no timeline"), ('0 " 0 0\n', "no timeline"),
+                ("0 a\n", "no timeline"), ("0 a\x01 0 0\n", "no timeline"),
+                ("0 a 0 0", "no timeline"),
+                ("0 a 2 0\n" + good + "1 2 3\n", "line 3 is no span"),
+                ("0 a 1 0\n20 10 0 0 0 0 x\n", "line 2 is no span"),
+                ("0 a 1 0\n-1 10 0 0 0 0 x\n", "line 2 is no span"),
+                ("0 a 1 0\n10 20 4 0 0 0 x\n", "line 2 is no span"),
+                ("0 a 1 0\n10 20 0 64 0 0 x\n", "line 2 is no span"),
+                ("0 a 1 0\n10 20 0 0 0 0 x\\\n", "line 2 is no span"),
+                ("0 a 1 0\n10 20 0 0 0 0 \u00e4\n", "line 2 is no span"),
+                ("0 a 2 0\n" + good + good[:-1], "line 3 is no span"),
+                ("0 a 2 0\n" + good, "has 1 of 2 spans"),
+                ("0 a 0 0\n" + good, "has 1 of 0 spans"),
+                ("0 a 1 0\n" + "1" * 400 + "\n", "line 2 is no span")]:
             run = self.merge_texts([text])
             self.assertEqual(run.returncode, 1, text)
             self.assertIn(self.path("rank-0") + ": " + reason, run.stderr)
