@@ -23,6 +23,7 @@
 enum { D = 2 * (TRANSPORT_MAX_FLIGHTS + 1), KEY_BYTES = 48, VALUE_BYTES = 60000 };
 #define SLICE_NS INT64_C(20000000) /* between looks whether the coordinator lives */
 #define N_SLICES 500               /* that a switch is waited for at most */
+#define N_NAPS 5000                /* of 2 ms, until all have made it */
 #define MEET_NS INT64_C(2000000000)
 #define MARGIN 0.98 /* of the old maximum: what a new placement has to beat */
 
@@ -95,33 +96,44 @@ static int get_value(struct transport *t, uint64_t k, size_t *bytes, int64_t tim
 	return rc < 0 ? transport_fail(rc) : 0;
 }
 
-/*
- * A process that takes a place learns what is in force: the newest placement, or, if the others
- * have not come to its round yet, the one before. `attempt` tries them in turn; whether the others
- * have the same shows when the channel is linked.
- */
-int placement_join(struct transport *t, unsigned attempt)
+/* The window's rows; nothing, if this rank was not there for all of it. */
+static int put_rows(struct transport *t)
 {
-	uint64_t k = t->base_next, last = 0;
-	size_t bytes, all = t->shape.n_ids * sizeof(uint64_t);
+	size_t bytes = t->shape.n_ids * sizeof(*t->rows);
+	char key[KEY_BYTES];
 	int rc;
 
-	memcpy(t->owners, t->base, all);
-	for (; (rc = get_value(t, k, &bytes, 0)) == 0; k++) {
-		if (!bytes)
-			continue;
-		memcpy(t->base, t->owners, all);
-		memcpy(t->owners, t->value->owners, all);
-		last = k;
+	snprintf(key, sizeof(key), "rows/%lu/%d", (unsigned long)t->next_placement, t->expert);
+	rc = m2n_group_put(t->group, key, t->rows, t->is_late ? 0 : bytes, M2N_TIMEOUT_DEFAULT);
+	memset(t->rows, 0, bytes);
+	t->is_late = 0;
+	t->n_put = t->next_placement;
+	return rc < 0 ? transport_fail(rc) : 0;
+}
+
+/* Tells those that take a place that this attention rank has made all switches up to k. */
+static int put_switched(const struct transport *t, uint64_t k)
+{
+	char key[KEY_BYTES];
+	int rc;
+
+	snprintf(key, sizeof(key), "switched/%d", t->source);
+	rc = m2n_group_put(t->group, key, &k, sizeof(k), M2N_TIMEOUT_DEFAULT);
+	return rc < 0 ? transport_fail(rc) : 0;
+}
+
+static int all_switched(const struct transport *t, uint64_t k)
+{
+	for (int i = 0; i < t->p.n_attention; i++) {
+		uint64_t number;
+		size_t bytes = sizeof(number);
+		char key[KEY_BYTES];
+
+		snprintf(key, sizeof(key), "switched/%d", i);
+		if (m2n_group_get(t->group, key, &number, &bytes, 0) < 0 || number < k)
+			return 0;
 	}
-	if (rc != -ETIMEDOUT)
-		return rc;
-	t->base_next = t->next_placement = last ? last : k;
-	if (last && attempt % 2)
-		memcpy(t->owners, t->base, all);
-	else
-		t->next_placement = k;
-	return adopt(t);
+	return 1;
 }
 
 /* Expert ranks have no links with each other: who lives is seen once they are connected. */
@@ -137,6 +149,49 @@ static int meet(struct transport *t)
 	return rc < 0 && !t->p.env->incarnation ? transport_fail(rc) : 0;
 }
 
+/* Takes over what is decided already; *last: the newest switch that changes something. */
+static int scan(struct transport *t, uint64_t *last)
+{
+	size_t bytes;
+	int rc;
+
+	while ((rc = get_value(t, t->next_placement, &bytes, 0)) == 0) {
+		if (bytes) {
+			memcpy(t->owners, t->value->owners, t->shape.n_ids * sizeof(*t->owners));
+			*last = t->next_placement;
+		}
+		t->next_placement++;
+	}
+	return rc == -ETIMEDOUT ? 0 : rc;
+}
+
+/*
+ * A process that takes a lost one's place learns which placement is in force: the newest in the
+ * store, once all attention ranks have come to its round. The lost one's rows of this window are
+ * put out of force before the others see somebody live, so that there will be no other placement.
+ */
+static int join(struct transport *t)
+{
+	const struct timespec nap = {.tv_nsec = 2000000};
+	uint64_t last = 0;
+	int rc = scan(t, &last);
+
+	t->is_late = 1;
+	rc = rc ? rc : put_rows(t);
+	t->is_late = 1;
+	rc = rc ? rc : meet(t);
+	for (int n = 0; !rc && n < N_NAPS; n++) {
+		rc = scan(t, &last);
+		if (!rc && (!last || all_switched(t, last)))
+			return adopt(t);
+		m2n_ctx_progress(t->p.env->ctx);
+		nanosleep(&nap, NULL);
+	}
+	return rc ? rc
+		  : model_fail(-ETIMEDOUT, "the attention ranks did not come to round %lu",
+			    (unsigned long)(last * t->p.balance_rounds));
+}
+
 static int open_balance(struct transport *t)
 {
 	if (value_bytes(t) > VALUE_BYTES)
@@ -145,12 +200,11 @@ static int open_balance(struct transport *t)
 	t->value = malloc(value_bytes(t));
 	t->rows = calloc(t->shape.n_ids, sizeof(*t->rows));
 	t->load = malloc(t->shape.n_ids * sizeof(*t->load));
-	t->base = malloc(t->shape.n_ids * sizeof(*t->base));
-	if (!t->value || !t->rows || !t->load || !t->base)
+	if (!t->value || !t->rows || !t->load)
 		return model_fail(-ENOMEM, "no memory for the load of experts");
-	memcpy(t->base, t->owners, t->shape.n_ids * sizeof(*t->base));
-	t->is_late = t->p.env->incarnation > 0;
-	return t->expert >= 0 ? meet(t) : 0;
+	if (t->expert < 0)
+		return 0;
+	return t->p.env->incarnation ? join(t) : meet(t);
 }
 
 int placement_open(struct transport *t)
@@ -176,7 +230,7 @@ int placement_open(struct transport *t)
 	if (!t->owners)
 		return model_fail(-ENOMEM, "no memory for a placement of %u experts", s->n_ids);
 	owners_first(s, t->owners);
-	t->next_placement = t->base_next = 1;
+	t->next_placement = 1;
 	rc = adopt(t);
 	for (uint32_t r = 0; !rc && r < s->n_ranks; r++)
 		if (m2n_map_n_local(t->map, r) > s->max_local)
@@ -188,9 +242,10 @@ int placement_open(struct transport *t)
 
 void placement_close(struct transport *t)
 {
+	if (t->value && t->source >= 0) /* it will make no other, and is not waited for */
+		put_switched(t, UINT64_MAX);
 	m2n_map_destroy(t->map);
 	free(t->owners);
-	free(t->base);
 	free(t->value);
 	free(t->rows);
 	free(t->load);
@@ -200,21 +255,6 @@ void placement_count(struct transport *t, const struct m2n_batch *batch)
 {
 	for (uint32_t i = 0; t->rows && i < batch->n_segments; i++)
 		t->rows[batch->segments[i].expert] += batch->segments[i].n_rows;
-}
-
-/* The window's rows; nothing, if this rank was not there for all of it. */
-static int put_rows(struct transport *t)
-{
-	size_t bytes = t->shape.n_ids * sizeof(*t->rows);
-	char key[KEY_BYTES];
-	int rc;
-
-	snprintf(key, sizeof(key), "rows/%lu/%d", (unsigned long)t->next_placement, t->expert);
-	rc = m2n_group_put(t->group, key, t->rows, t->is_late ? 0 : bytes, M2N_TIMEOUT_DEFAULT);
-	memset(t->rows, 0, bytes);
-	t->is_late = 0;
-	t->n_put = t->next_placement;
-	return rc < 0 ? transport_fail(rc) : 0;
 }
 
 static int lives(const struct transport *t, int expert_rank)
@@ -316,16 +356,18 @@ static int switch_map(struct transport *t)
 		if (is_coordinator(t) && (rc = publish(t)) < 0)
 			return rc;
 	}
+	if (!rc && bytes) {
+		memcpy(t->owners, t->value->owners, t->shape.n_ids * sizeof(*t->owners));
+		t->stats.load_before = t->value->load_before;
+		t->stats.load_after = t->value->load_after;
+		t->stats.n_placements++;
+		rc = adopt(t);
+		if (!rc && (rc = m2n_channel_set_map(t->channel, t->map, round)) < 0)
+			rc = transport_fail(rc);
+		if (!rc && t->source >= 0)
+			rc = put_switched(t, t->next_placement);
+	}
 	t->next_placement++;
-	if (rc || !bytes)
-		return rc;
-	memcpy(t->owners, t->value->owners, t->shape.n_ids * sizeof(*t->owners));
-	t->stats.load_before = t->value->load_before;
-	t->stats.load_after = t->value->load_after;
-	t->stats.n_placements++;
-	rc = adopt(t);
-	if (!rc && (rc = m2n_channel_set_map(t->channel, t->map, round)) < 0)
-		rc = transport_fail(rc);
 	return rc;
 }
 

@@ -14,9 +14,8 @@
 
 #include "model/error.h"
 
-#define LOOK_ROUNDS 16              /* a look at who is lost or came back every so many */
-#define SUCCESSOR_MS 10000          /* waited for, when nobody else has an expert */
-#define JOIN_NS INT64_C(1000000000) /* one attempt to link */
+#define LOOK_ROUNDS 16     /* a look at who is lost or came back every so many */
+#define SUCCESSOR_MS 10000 /* waited for, when nobody else has an expert */
 
 int transport_fail(int rc)
 {
@@ -85,7 +84,7 @@ static int open_expert(struct transport *t)
 	return 0;
 }
 
-static int open_channel(struct transport *t, int64_t timeout_ns)
+static int open_channel(struct transport *t)
 {
 	const struct model_config *c = t->p.config;
 	struct m2n_channel_params params = M2N_CHANNEL_PARAMS_INIT;
@@ -108,31 +107,9 @@ static int open_channel(struct transport *t, int64_t timeout_ns)
 	params.row_bytes = c->hidden_size * model_dtype_bytes(t->p.row_dtype);
 	params.dtype = (enum m2n_dtype)t->p.row_dtype;
 	params.depth = t->p.n_micro_batches + 1;
-	params.timeout_ns = timeout_ns;
 	rc = m2n_channel_create(t->group, &params, &t->channel);
 	free(ranks);
 	return rc < 0 ? transport_fail(rc) : 0;
-}
-
-/*
- * A process that takes a lost one's place, while placements change: those that have come to another
- * one than ours refuse the channel, and we look again.
- */
-static int join_channel(struct transport *t)
-{
-	const struct timespec nap = {.tv_nsec = 2000000};
-	int64_t end = now_ns() + SUCCESSOR_MS * INT64_C(1000000);
-	int rc;
-
-	for (unsigned attempt = 0;; attempt++) {
-		rc = placement_join(t, attempt);
-		if (!rc)
-			rc = open_channel(t, JOIN_NS);
-		if ((rc != M2N_ERR_SHAPE && rc != -ETIMEDOUT) || now_ns() > end)
-			return rc;
-		m2n_ctx_progress(t->p.env->ctx);
-		nanosleep(&nap, NULL);
-	}
 }
 
 static void close_m2n(struct transport *t)
@@ -185,9 +162,7 @@ static int open_m2n(const struct transport_params *params, struct transport **tr
 	t->expert = t->source < 0 ? params->env->rank - params->n_attention : -1;
 	rc = placement_open(t);
 	if (!rc)
-		rc = t->p.balance_rounds && params->env->incarnation
-			     ? join_channel(t)
-			     : open_channel(t, M2N_TIMEOUT_DEFAULT);
+		rc = open_channel(t);
 	if (!rc)
 		rc = t->source >= 0 ? open_flights(t) : open_expert(t);
 	if (rc) {
@@ -341,6 +316,17 @@ static int look_at_sources(struct transport *t)
 	return n_live;
 }
 
+/* Between a source's end of the channel and its leave of the group rounds come at once. */
+static void nap_if_all_missing(const struct transport *t)
+{
+	const struct timespec nap = {.tv_nsec = 1000000};
+
+	for (int i = 0; i < (t->p.n_attention + 63) / 64; i++)
+		if (t->live_sources[i] & ~t->batch->missing[i])
+			return;
+	nanosleep(&nap, NULL);
+}
+
 static int list_parts(struct transport *t, const struct m2n_batch *batch)
 {
 	uint32_t n_experts = t->p.config->n_experts;
@@ -378,8 +364,11 @@ static int take_m2n(struct transport *t, const struct transport_work **work)
 	rc = m2n_dispatch_recv(t->channel, &params, &t->batch);
 	if (rc < 0)
 		return transport_fail(rc);
-	if (rc == M2N_PARTIAL && !look_at_sources(t))
-		return TRANSPORT_END;
+	if (rc == M2N_PARTIAL) {
+		if (!look_at_sources(t))
+			return TRANSPORT_END;
+		nap_if_all_missing(t);
+	}
 	placement_count(t, t->batch);
 	rc = list_parts(t, t->batch);
 	*work = &t->work;

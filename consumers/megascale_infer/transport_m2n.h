@@ -43,15 +43,13 @@ struct transport {
 	struct transport_work work;
 
 	struct owners_shape shape;
-	uint64_t *owners;        /* [n_ids] in force */
-	struct m2n_map *map;     /* the same */
-	uint64_t next_placement; /* number of the next switch */
-	uint64_t n_put;          /* expert rank: number of the last window that was put */
-	int is_late;             /* it was not there for the whole window */
-	uint32_t *rows;          /* [n_ids] of the window */
-	float *load;             /* [n_ids] of all expert ranks */
-	uint64_t *base;          /* a new process: owners before the newest in the store */
-	uint64_t base_next;
+	uint64_t *owners;              /* [n_ids] in force */
+	struct m2n_map *map;           /* the same */
+	uint64_t next_placement;       /* number of the next switch */
+	uint64_t n_put;                /* expert rank: number of the last window that was put */
+	int is_late;                   /* it was not there for the whole window */
+	uint32_t *rows;                /* [n_ids] of the window */
+	float *load;                   /* [n_ids] of all expert ranks */
 	struct placement_value *value; /* of the store */
 };
 
@@ -59,7 +57,6 @@ int transport_fail(int rc); /* passes libm2n's text on */
 
 /* placement.c: who owns which expert. */
 int placement_open(struct transport *t);
-int placement_join(struct transport *t, unsigned attempt);
 void placement_close(struct transport *t);
 /* To be called before this rank's part in a round. */
 int placement_before(struct transport *t, uint64_t round);
