@@ -15,7 +15,7 @@ static const struct nn_settings defaults = {
 		.max_positions = 4096, .rms_norm_eps = 1e-5, .rope_theta = 1e4,
 		.dtype = MODEL_F32},
 	.seed = 1, .seq_len = 128, .step_seqs = 16, .n_micro_batches = 4, .held_back = 0.1,
-	.balance = 0.01, .learning_rate = 3e-3, .min_learning_rate = 3e-4, .warmup_steps = 20,
+	.balance = 0.01, .learning_rate = 1e-3, .min_learning_rate = 1e-4, .warmup_steps = 20,
 	.decay_steps = 200, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1,
 	.max_grad_norm = 1,
 };

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* FLOPs of a micro-batch, two for each multiply-add; backward as in roofline.h. */
+#include "run/costs.h"
+
+#define FLOPS 50e9 /* of a core */
+#define BYTES 5e9  /* per second, between processes */
+
+void costs_estimate(const struct nn_settings *s, const struct place *place,
+	struct train_costs *costs)
+{
+	const struct model_config *c = &s->config;
+	double h = c->hidden_size, heads = (double)c->n_heads * c->head_dim;
+	double kv = (double)c->n_kv_heads * c->head_dim;
+	double rows = (double)s->step_seqs / s->n_micro_batches * s->seq_len;
+	double a_rows = rows / place->n_a, f_rows = rows * c->top_k / place->n_f;
+	double matrices = 2 * h * (2 * heads + 2 * kv + c->n_experts) * a_rows / FLOPS;
+	double scores = 2 * s->seq_len * heads * a_rows / FLOPS; /* of half of the pairs */
+	double experts = 6 * h * c->intermediate_size * f_rows / FLOPS;
+
+	*costs = (struct train_costs){
+		.attention = {matrices + scores, matrices + 2.5 * scores},
+		.ffn = {experts, experts},
+		.attention_weights = matrices,
+		.ffn_weights = experts,
+		.head = 6 * h * c->vocab_size * a_rows / FLOPS,
+	};
+	costs->transfer[0] = costs->transfer[1] = a_rows * c->top_k * h * sizeof(float) / BYTES;
+}

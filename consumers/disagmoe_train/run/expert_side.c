@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What an FFN rank does with a micro-batch: the rows of its experts are computed expert by expert,
+ * and stay with them until the weights' gradients are made. Batches come in the order of rounds and
+ * are held until their operation's turn.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/error.h"
+#include "run/sides.h"
+
+struct slot {
+	struct slot *next;
+	const struct m2n_batch *batch[FLOW_WAYS]; /* held by the channel until it is answered */
+	struct nn_expert_record *records;         /* [n_local] */
+	void *memory;
+	size_t bytes;
+};
+
+struct expert_side {
+	uint32_t first, n_local;
+	struct slot **slots; /* [n_layers * n_micro] */
+	struct slot *free, **all;
+	size_t n_all;
+	float *out; /* [out_rows, hidden] */
+	size_t out_rows;
+	uint64_t n_taken[FLOW_WAYS]; /* in this pass */
+};
+
+int experts_open(struct trainer *t)
+{
+	const struct model_config *c = &t->p.settings->config;
+	struct expert_side *e = calloc(1, sizeof(*e));
+	uint32_t each = c->top_k;
+
+	t->experts = e;
+	if (!e)
+		return model_fail(-ENOMEM, "no memory");
+	place_experts(&t->p.place, (uint32_t)t->p.place.expert, &e->first, &e->n_local);
+	each = each < e->n_local ? each : e->n_local;
+	e->slots = calloc((size_t)c->n_layers * t->flow.n_micro, sizeof(*e->slots));
+	e->out_rows = (size_t)t->n_seqs * t->p.settings->seq_len * each;
+	e->out = comm_alloc(t->comm, e->out_rows * c->hidden_size * sizeof(float));
+	if (!e->slots || !e->out)
+		return model_fail(-ENOMEM, "no memory for %zu replies", e->out_rows);
+	t->bytes += e->out_rows * c->hidden_size * sizeof(float);
+	return 0;
+}
+
+void experts_close(struct trainer *t)
+{
+	struct expert_side *e = t->experts;
+
+	if (!e)
+		return;
+	for (size_t i = 0; i < e->n_all; i++) {
+		free(e->all[i]->memory);
+		free(e->all[i]->records);
+		free(e->all[i]);
+	}
+	free(e->all);
+	free(e->slots);
+	free(e);
+	t->experts = NULL;
+}
+
+void experts_begin(struct trainer *t)
+{
+	memset(t->experts->n_taken, 0, sizeof(t->experts->n_taken));
+}
+
+static struct slot *make_slot(struct expert_side *e)
+{
+	struct slot **all = realloc(e->all, (e->n_all + 1) * sizeof(*all));
+	struct slot *slot = calloc(1, sizeof(*slot));
+
+	if (all)
+		e->all = all;
+	if (!all || !slot || !(slot->records = calloc(e->n_local, sizeof(*slot->records)))) {
+		free(slot);
+		model_fail(-ENOMEM, "no memory for activations");
+		return NULL;
+	}
+	e->all[e->n_all++] = slot;
+	return slot;
+}
+
+static struct slot *slot_of(struct expert_side *e, uint32_t key)
+{
+	struct slot *slot = e->slots[key];
+
+	if (slot)
+		return slot;
+	slot = e->free;
+	if (slot)
+		e->free = slot->next;
+	else
+		slot = make_slot(e);
+	e->slots[key] = slot;
+	return slot;
+}
+
+static void release_slot(struct trainer *t, uint32_t layer, uint32_t micro)
+{
+	struct expert_side *e = t->experts;
+	uint32_t key = flow_key(&t->flow, layer, micro);
+
+	e->slots[key]->next = e->free;
+	e->free = e->slots[key];
+	e->slots[key] = NULL;
+}
+
+/* Room for the rows that came; the memory of a slot grows to the most that it has seen. */
+static int lay_out(struct trainer *t, struct slot *slot)
+{
+	const struct model_config *c = &t->p.settings->config;
+	const struct m2n_batch *batch = slot->batch[FLOW_FORWARD];
+	size_t bytes = 0;
+
+	for (uint32_t i = 0; i < t->experts->n_local; i++)
+		bytes += nn_expert_record_bytes(c, batch->expert_rows[i]);
+	if (bytes > slot->bytes) {
+		t->bytes -= slot->bytes;
+		free(slot->memory);
+		slot->bytes = bytes + bytes / 4;
+		if (posix_memalign(&slot->memory, 64, slot->bytes)) {
+			slot->memory = NULL;
+			return model_fail(-ENOMEM, "no memory for %u rows", batch->n_rows);
+		}
+		t->bytes += slot->bytes;
+	}
+	bytes = 0;
+	for (uint32_t i = 0; i < t->experts->n_local; i++) {
+		nn_expert_record_init(c, batch->expert_rows[i], (char *)slot->memory + bytes,
+			&slot->records[i]);
+		bytes += nn_expert_record_bytes(c, batch->expert_rows[i]);
+	}
+	return 0;
+}
+
+/* The batch of a layer and micro-batch; those that come before it are held. */
+static int take_batch(struct trainer *t, enum flow_way way, uint32_t layer, uint32_t micro,
+	int64_t timeout_ns, struct slot **slot)
+{
+	const struct flow *flow = &t->flow;
+	struct expert_side *e = t->experts;
+	uint32_t key = flow_key(flow, layer, micro), group = (uint32_t)t->p.place.group;
+
+	*slot = slot_of(e, key);
+	while (*slot && !(*slot)->batch[way]) {
+		uint32_t sent = flow->sent[way][group * flow->n_rounds + e->n_taken[way]];
+		struct slot *other = slot_of(e, sent);
+		int rc = other ? comm_take_batch(t->comm, way, timeout_ns, &other->batch[way]) :
+				 -ENOMEM;
+
+		if (rc)
+			return rc;
+		e->n_taken[way]++;
+	}
+	if (!*slot)
+		return -ENOMEM;
+	if ((*slot)->batch[way]->n_rows > e->out_rows)
+		return model_fail(-EPROTO, "%u rows came, %zu at most can",
+			(*slot)->batch[way]->n_rows, e->out_rows);
+	trainer_span(t, TIMELINE_WAIT, way == FLOW_FORWARD ? "rows" : "gradients", layer, micro);
+	return 0;
+}
+
+static int answer(struct trainer *t, enum flow_way way, struct slot *slot, uint32_t layer,
+	uint32_t micro)
+{
+	int rc = comm_answer(t->comm, way, slot->batch[way], t->experts->out);
+
+	slot->batch[way] = NULL;
+	trainer_span(t, TIMELINE_SEND, way == FLOW_FORWARD ? "replies" : "gradients", layer, micro);
+	return rc;
+}
+
+int experts_forward(struct trainer *t, uint32_t layer, uint32_t micro, int64_t timeout_ns)
+{
+	size_t h = t->p.settings->config.hidden_size;
+	struct expert_side *e = t->experts;
+	const struct m2n_batch *batch;
+	struct slot *slot;
+	int rc = take_batch(t, FLOW_FORWARD, layer, micro, timeout_ns, &slot);
+
+	if (!rc)
+		rc = lay_out(t, slot);
+	if (rc)
+		return rc;
+	batch = slot->batch[FLOW_FORWARD];
+	for (uint32_t i = 0; i < batch->n_segments; i++) {
+		const struct m2n_segment *s = &batch->segments[i];
+
+		nn_expert_forward(t->params, t->work, layer, (uint32_t)s->expert,
+			&slot->records[s->local_expert], s->rows, s->n_rows, h,
+			e->out + s->first_row * h, h);
+	}
+	trainer_span(t, TIMELINE_COMPUTE, "forward", layer, micro);
+	rc = answer(t, FLOW_FORWARD, slot, layer, micro);
+	if (!t->is_training)
+		release_slot(t, layer, micro);
+	return rc;
+}
+
+/* Rows of gradients are those of the forward round, in the same order. */
+static int backward_input(struct trainer *t, struct slot *slot, uint32_t layer)
+{
+	const struct m2n_batch *batch = slot->batch[FLOW_BACKWARD];
+	size_t h = t->p.settings->config.hidden_size, first = 0;
+	struct expert_side *e = t->experts;
+
+	for (uint32_t i = 0; i < e->n_local; i++)
+		if (batch->expert_rows[i] != slot->records[i].n_rows)
+			return model_fail(-EPROTO, "layer %u, expert %u: %u gradients for %zu rows",
+				layer, e->first + i, batch->expert_rows[i],
+				slot->records[i].n_rows);
+	for (uint32_t i = 0; i < batch->n_segments; i++) {
+		const struct m2n_segment *s = &batch->segments[i];
+
+		if (i == 0 || s->local_expert != s[-1].local_expert)
+			first = 0;
+		nn_expert_backward_input(t->params, t->work, layer, (uint32_t)s->expert,
+			&slot->records[s->local_expert], first, s->rows, s->n_rows, h,
+			e->out + s->first_row * h, h);
+		first += s->n_rows;
+	}
+	return 0;
+}
+
+static void make_weights(struct trainer *t, struct slot *slot, uint32_t layer)
+{
+	for (uint32_t i = 0; i < t->experts->n_local; i++)
+		nn_expert_backward_weights(t->params, t->work, layer, t->experts->first + i,
+			&slot->records[i]);
+}
+
+int experts_backward(struct trainer *t, uint32_t layer, uint32_t micro, int weights,
+	int64_t timeout_ns)
+{
+	struct slot *slot;
+	int rc = take_batch(t, FLOW_BACKWARD, layer, micro, timeout_ns, &slot);
+
+	if (!rc)
+		rc = backward_input(t, slot, layer);
+	if (rc)
+		return rc;
+	if (weights == WEIGHTS_FIRST)
+		make_weights(t, slot, layer);
+	trainer_span(t, TIMELINE_COMPUTE, "backward", layer, micro);
+	rc = answer(t, FLOW_BACKWARD, slot, layer, micro);
+	if (weights == WEIGHTS_FIRST)
+		release_slot(t, layer, micro);
+	return rc || weights != WEIGHTS_AFTER ? rc : experts_weights(t, layer, micro);
+}
+
+int experts_weights(struct trainer *t, uint32_t layer, uint32_t micro)
+{
+	make_weights(t, t->experts->slots[flow_key(&t->flow, layer, micro)], layer);
+	trainer_span(t, TIMELINE_COMPUTE, "weights", layer, micro);
+	release_slot(t, layer, micro);
+	return 0;
+}
