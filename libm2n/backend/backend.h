@@ -83,6 +83,7 @@ enum m2n__caps {
 struct m2n__backend_ops;
 struct m2n__cuda;
 struct m2n__ep;
+struct m2n__kernels;
 struct m2n__options;
 
 /* What open() is given; borrowed until close(). */
@@ -95,6 +96,7 @@ struct m2n__iface_params {
 	struct m2n__mem *signal_mem; /* the memory it lies in; has pages from connect() on */
 	uint32_t n_signals;
 	struct m2n__cuda *cuda; /* the context's device; NULL: it has none */
+	const struct m2n__kernels *kernels; /* the context's */
 	unsigned index; /* of this backend in struct m2n__reg */
 	/*
 	 * Sends a notice to the peer's hear(), in order, over the control connection that the ep

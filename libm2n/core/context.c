@@ -89,6 +89,7 @@ static int open_backend(struct m2n_ctx *ctx, const struct m2n__backend_ops *ops)
 		.signal_mem = ctx->signal_mem,
 		.n_signals = (uint32_t)ctx->options.n_signals,
 		.cuda = ctx->cuda,
+		.kernels = ctx->kernels,
 		.say = m2n__notice_say,
 		.say_arg = ctx,
 	};

@@ -78,6 +78,8 @@
 	  "Receives for signals on each rail, shared by all peers.") \
 	X(VERBS_SQ, verbs_sq, int, "64", "8..32768", "", \
 	  "Work requests under way on each queue pair.") \
+	X(UCX_STORE, ucx_store, size, "1G", "0..1T", "bytes", \
+	  "Longest piece that this rank stores itself where UCX has the peer's memory mapped.") \
 	X(NCCL_CTAS, nccl_ctas, int, "2", "1..32", "", \
 	  "Blocks on the GPU that NCCL may use for each direction of each connection.") \
 	X(KEEPALIVE,  keepalive_ns, time, "10s",   "2s..1h", "", \

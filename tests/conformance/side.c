@@ -5,11 +5,14 @@
 #include "side.h"
 
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "backend/registry.h"
 #include "core/option.h"
 #include "helpers/leak.h"
+#include "kernel/kernel.h"
 #include "mem/cuda.h"
 
 static const struct m2n__backend_ops *find(const char *name)
@@ -55,6 +58,19 @@ void side_run(struct rank *rank, int needs_device, rank_fn fn)
 	leak_check(&before);
 }
 
+/* Those of TESTS_OPTIONS, as for the suites of helpers/suite.c; `text` holds them. */
+static void list_options(char *text, size_t text_bytes, const char **list, size_t max)
+{
+	const char *all = getenv("TESTS_OPTIONS");
+	char *rest = text;
+	size_t n = 0;
+
+	snprintf(text, text_bytes, "%s", all ? all : "");
+	while (n + 1 < max && (list[n] = strtok_r(rest, " ", &rest)))
+		n++;
+	list[n] = NULL;
+}
+
 static const char *no_environment(void *arg, const char *name)
 {
 	(void)arg;
@@ -73,14 +89,16 @@ void side_open(struct side *side, struct rank *rank, int device)
 {
 	static char *const no_list[] = {NULL};
 	struct m2n__iface_params params;
-	char warning[128];
+	char warning[128], text[256];
+	const char *list[16];
 
+	list_options(text, sizeof(text), list, 16);
 	memset(side, 0, sizeof(*side));
 	side->rank = rank;
 	side->board = rank->shared;
 	side->peer = rank->n_ranks - 1 - rank->rank;
 	resolve(side, rank->backend);
-	expect_ok(m2n__options_parse(&side->options, NULL, NULL, no_list, no_environment, NULL,
+	expect_ok(m2n__options_parse(&side->options, NULL, list, no_list, no_environment, NULL,
 		warning, sizeof(warning)));
 	if (side->ops.probe(&side->options))
 		rank_skip(m2n_error_text());
@@ -91,7 +109,8 @@ void side_open(struct side *side, struct rank *rank, int device)
 		.host_id = "host",
 		.signals = side->signals,
 		.signal_mem = side->signal_mem,
-		.n_signals = N_SIGNALS};
+		.n_signals = N_SIGNALS,
+		.kernels = m2n__kernels_select(NULL)};
 	if (device >= 0)
 		expect_ok(m2n__cuda_open(device, &side->cuda));
 	params.cuda = side->cuda;

@@ -10,9 +10,9 @@
 #include <m2n/status.h>
 
 #include "backend/ucx/ucx.h"
+#include "kernel/kernel.h"
 #include "util/error.h"
-
-#define STORED_BYTES 8192 /* of a piece at most, where the peer's memory is mapped */
+#include "util/options.h"
 
 void m2n__ucx_done(void *request, ucs_status_t status, void *arg)
 {
@@ -143,21 +143,22 @@ static int reads_device(const struct m2n__ucx_iface *u, const struct m2n__put *p
 }
 
 /*
- * Small pieces to memory that is mapped here: stores, without the lock. 0: this is not such a list,
- * or something else is under way that its signal must stay behind.
+ * To memory that is mapped here: stores, without the lock. 0: this is not such a list, a piece is
+ * left to UCX (M2N_UCX_STORE), or something is under way that its signal must stay behind.
  */
 static int store(struct m2n__ucx_ep *e, struct m2n__put *put)
 {
+	const struct m2n__iface_params *params = &e->ep.iface->params;
 	uint8_t *to = ((struct m2n__ucx_rmem *)put->rmem)->ptr;
 	size_t at = put->offset;
 
 	if (!to || put->next_offset || atomic_load_explicit(&e->n_in_flight, memory_order_relaxed))
 		return 0;
 	for (size_t i = 0; i < put->n_pieces; i++)
-		if (put->pieces[i].bytes > STORED_BYTES)
+		if (put->pieces[i].bytes > params->options->ucx_store)
 			return 0;
 	for (size_t i = 0; i < put->n_pieces; i++) {
-		memcpy(to + at, put->pieces[i].base, put->pieces[i].bytes);
+		params->kernels->copy(to + at, put->pieces[i].base, put->pieces[i].bytes);
 		at += put->pieces[i].bytes;
 	}
 	put->n_posted = 1;

@@ -7,8 +7,8 @@
  * Data moves in one of two ways, which the sender settles for a connection when it is met:
  *
  *   direct    UCX reaches the peer's memory: ucp_put_nbx() of each piece, a fence, and a put of
- *             the signal word's new value. Where UCX has the memory mapped, small pieces and the
- *             signal are plain stores.
+ *             the signal word's new value. Where UCX has the memory mapped, pieces up to
+ *             M2N_UCX_STORE and their signal are plain stores.
  *   messages  it does not (TCP; memory that UCX did not allocate, through posix and sysv). Then
  *             UCX would emulate puts, without a check of the address, and its emulation ends the
  *             process when a put comes from a peer whose endpoint has failed. So we send active
