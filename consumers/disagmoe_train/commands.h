@@ -7,5 +7,6 @@
 #define DISAGMOE_COMMANDS_H
 
 int plan_main(int argc, char **argv);
+int simulate_main(int argc, char **argv);
 
 #endif

@@ -13,6 +13,7 @@ static const struct {
 	int (*run)(int argc, char **argv);
 } commands[] = {
 	{"plan", "GPUs and NICs of attention and experts, by the roofline", plan_main},
+	{"simulate", "a step of a cluster under AF-Pipe and other schedules", simulate_main},
 };
 
 enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };

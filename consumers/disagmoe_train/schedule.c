@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Builds the tasks of a step and lets the list scheduler place them. Rules, by priority: backward
- * before forward (as 1F1B has it, which frees activations first), the older micro-batch first,
- * weights' gradients where nothing else can run. The bound on micro-batches under way makes the
+ * Builds the tasks of a step and lets the list scheduler place them. One rule of priority is:
+ * backward before forward (as 1F1B has it, which frees activations first), the older micro-batch
+ * first, weights' gradients where nothing else can run. The other is by due dates: micro-batches
+ * follow each other by the time that they occupy the busiest worker, and an operation is due when
+ * all before it in its micro-batch have taken `stretch` times as long as alone. That keeps busy
+ * workers whose forward and backward are unequal. The bound on micro-batches under way makes the
  * warm-up; its default is the time that a micro-batch needs alone over the time for which it
  * occupies the busiest worker: fewer leave that one idle, more only cost memory.
  *
- * Without a bound given, half as many again and the fixed order of interleaved 1F1B are tried as
- * well and the shortest step is kept. In the fixed order
- * micro-batches go in rounds through the virtual stages, 2 * (stages behind) + (v - 1) * round
- * forwards are the warm-up, then forward and backward take turns. In AF-Pipe the 2p workers are
- * the ring and transfers lengthen round and warm-up.
+ * All rules are tried and the shortest step is kept; without a bound given, also with more under
+ * way, and with the fixed order of interleaved 1F1B. More under way has to be worth it. In the
+ * fixed order micro-batches go in rounds through the virtual stages, 2 * (stages behind) +
+ * (v - 1) * round forwards are the warm-up, then forward and backward take turns. In AF-Pipe the
+ * 2p workers are the ring and transfers lengthen round and warm-up.
  *
  * AF-Pipe's transfers are stages of their own: each worker has a sending and a receiving side, and
  * a transfer holds one side of each. Which tasks wait for which is one chain for a micro-batch.
@@ -27,6 +30,9 @@
 
 enum { MAX_GROUPS = 512, MAX_TASKS = 1 << 22 };
 
+/* More micro-batches under way cost memory: a step has to be shorter by this to be worth it. */
+#define WORTH 0.99
+
 static const char *const schedule_names[] = {"afpipe", "1f1b", "sequential"};
 static const char *const op_names[] = {"forward", "head", "backward", "weights"};
 
@@ -38,6 +44,8 @@ struct builder {
 	size_t *placed[2]; /* forward, backward: [n_workers, v, n_micro] task; fixed order only */
 	size_t micro, last; /* of the chain in making */
 	int begun;
+	double stretch; /* of due dates; 0: the other rule */
+	double due, period; /* so far in the chain; between micro-batches */
 };
 
 int train_schedule_parse(const char *text, enum train_schedule_kind *kind)
@@ -69,12 +77,26 @@ static long priority_of(enum train_op_kind kind, size_t micro, size_t n_micro)
 	return classes[kind] * (long)n_micro + (long)micro;
 }
 
+/* When the task should begin, in millionths of a period; weights' gradients a period later. */
+static long due_date(struct builder *builder, enum train_op_kind kind, double seconds)
+{
+	double due = builder->due + (double)builder->micro * builder->period;
+
+	if (kind == TRAIN_WEIGHTS)
+		due += builder->period;
+	else
+		builder->due += builder->stretch * seconds;
+	return (long)(due / builder->period * 1e6);
+}
+
 /* A task of the micro-batch; in the chain it waits for the one before it. */
 static void add(struct builder *builder, struct train_op op, struct sim_task task, int chained)
 {
 	size_t at;
 
 	op.micro = builder->micro;
+	if (builder->stretch > 0 && builder->period > 0)
+		task.priority = due_date(builder, op.kind, task.seconds);
 	task.group = (int)builder->micro;
 	task.opens = !builder->begun;
 	at = sim_add(&builder->sim, task);
@@ -325,6 +347,7 @@ static void build(struct builder *builder)
 {
 	for (; builder->micro < builder->params->n_micro; builder->micro++) {
 		builder->begun = 0;
+		builder->due = 0;
 		if (builder->params->kind == TRAIN_1F1B)
 			add_together(builder);
 		else
@@ -334,12 +357,23 @@ static void build(struct builder *builder)
 		fix_order(builder);
 }
 
+/* How long a micro-batch occupies the busiest worker. */
+static double period_of(const struct train_schedule_params *params)
+{
+	const struct train_costs *costs = &params->costs;
+	double a = costs->attention[0] + costs->attention[1] + costs->attention_weights;
+	double f = costs->ffn[0] + costs->ffn[1] + costs->ffn_weights;
+
+	return (double)params->v * (params->kind == TRAIN_1F1B ? a + f : fmax(a, f));
+}
+
 /* `bound` 0: the fixed order. */
-static int make(const struct train_schedule_params *params, size_t bound,
+static int make(const struct train_schedule_params *params, size_t bound, double stretch,
 	struct train_schedule *schedule)
 {
 	size_t n_tasks = (10 * params->p * params->v + 1) * params->n_micro;
-	struct builder builder = {.params = params,
+	struct builder builder = {.params = params, .stretch = stretch,
+		.period = period_of(params),
 		.n_workers = params->kind == TRAIN_1F1B ? params->p : 2 * params->p};
 	int rc = sim_open(&builder.sim, params->n_micro, 1);
 
@@ -367,37 +401,46 @@ static int make(const struct train_schedule_params *params, size_t bound,
 	return rc;
 }
 
+/* Keeps the shorter one; `worth`: what `best` may take at most, in parts of what it takes. */
+static int try(const struct train_schedule_params *params, size_t bound, double stretch,
+	double worth, struct train_schedule *best)
+{
+	struct train_schedule other;
+	int rc = make(params, bound, stretch, &other);
+
+	if (rc)
+		return rc == -EDEADLK ? 0 : rc; /* a short last round, which is no order */
+	if (!best->ops || other.seconds < worth * best->seconds) {
+		train_schedule_free(best);
+		*best = other;
+	} else {
+		train_schedule_free(&other);
+	}
+	return 0;
+}
+
 int train_schedule_make(const struct train_schedule_params *params,
 	struct train_schedule *schedule)
 {
-	struct train_schedule made, other;
-	size_t bound, bounds[2] = {0, 0};
-	int rc = check(params);
+	static const double stretches[] = {0, 2, 3};
+	struct train_schedule best = {0};
+	int rc = check(params), given = params->max_in_flight != 0;
+	size_t bound = given ? params->max_in_flight : rc ? 0 : choose_in_flight(params);
 
 	if (rc)
 		return rc;
-	bound = params->max_in_flight ? params->max_in_flight : choose_in_flight(params);
-	rc = make(params, bound, &made);
-	if (rc || params->max_in_flight || params->kind == TRAIN_SEQUENTIAL) {
-		*schedule = rc ? *schedule : made;
-		return rc;
-	}
-	/* Half as many again; the fixed order. -EDEADLK: a short last round, which is no order. */
-	bounds[0] = bound + bound / 2;
-	for (int i = 0; !rc && i < 2; i++) {
-		rc = make(params, bounds[i], &other);
-		if (!rc && other.seconds < made.seconds) {
-			train_schedule_free(&made);
-			made = other;
-		} else if (!rc) {
-			train_schedule_free(&other);
-		}
-		rc = rc == -EDEADLK ? 0 : rc;
-	}
+	if (params->kind == TRAIN_SEQUENTIAL)
+		return make(params, bound, 0, schedule);
+	for (size_t more = 2; !rc && more <= (given ? 2 : 4); more++)
+		for (size_t i = 0; !rc && i < sizeof(stretches) / sizeof(stretches[0]); i++)
+			rc = try(params, bound * more / 2, stretches[i],
+				best.max_in_flight < bound * more / 2 ? WORTH : 1, &best);
+	if (!rc && !given)
+		rc = try(params, 0, 0, WORTH, &best);
 	if (rc)
-		train_schedule_free(&made);
+		train_schedule_free(&best);
 	else
-		*schedule = made;
+		*schedule = best;
 	return rc;
 }
 

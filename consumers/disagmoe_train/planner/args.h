@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Options that plan and simulate share: model, GPU, network, sequences, sizes of groups.
+ */
+#ifndef PLANNER_ARGS_H
+#define PLANNER_ARGS_H
+
+#include "planner/search.h"
+
+struct planner_args {
+	struct train_case job;
+	struct plan_space space;
+	const char *model, *models, *gpu, *gpus, *trace, *svg, *schedule;
+	double top; /* splits to print */
+	int json;
+};
+
+/* 0, or the exit status after what is wrong was said. What it took is freed by case_free(). */
+int planner_args_parse(int argc, char **argv, const char *doc, struct planner_args *args);
+
+#endif
