@@ -6,6 +6,8 @@
 #ifndef DISAGMOE_COMMANDS_H
 #define DISAGMOE_COMMANDS_H
 
+int run_main(int argc, char **argv);
+int generate_main(int argc, char **argv);
 int plan_main(int argc, char **argv);
 int simulate_main(int argc, char **argv);
 

@@ -12,6 +12,8 @@ static const struct {
 	const char *name, *what;
 	int (*run)(int argc, char **argv);
 } commands[] = {
+	{"run", "trains a model on a text", run_main},
+	{"generate", "continues a prompt with what was trained", generate_main},
 	{"plan", "GPUs and NICs of attention and experts, by the roofline", plan_main},
 	{"simulate", "a step of a cluster under AF-Pipe and other schedules", simulate_main},
 };

@@ -93,7 +93,7 @@ static struct slot *make_slot(struct trainer *t)
 {
 	const struct model_config *c = &t->p.settings->config;
 	size_t n = max_rows(t), bytes = nn_attention_record_bytes(c, t->p.settings->seq_len,
-		(uint32_t)(n / t->p.settings->seq_len));
+					(uint32_t)(n / t->p.settings->seq_len));
 	struct attention_side *a = t->attention;
 	struct slot **all = realloc(a->all, (a->n_all + 1) * sizeof(*all));
 	struct slot *slot = calloc(1, sizeof(*slot));
@@ -149,14 +149,13 @@ static int release_slot(struct trainer *t, uint32_t layer, uint32_t micro)
 /* Where NaN and infinity were seen first: 0 the embedding, 1 + l layer l, 2 + n_layers the head. */
 static void report_finite(struct trainer *t, uint32_t layer, const float *x, size_t n_rows)
 {
-	if (layer < t->bad_layer &&
-		!nn_all_finite(x, n_rows * t->p.settings->config.hidden_size))
+	if (layer < t->bad_layer && !nn_all_finite(x, n_rows * t->p.settings->config.hidden_size))
 		t->bad_layer = layer;
 }
 
 /* The input of a layer (or of the head) that is not the first: residual and replies. */
-static int take_input(struct trainer *t, uint32_t layer, uint32_t micro, int64_t timeout_ns,
-	struct slot **slot)
+static int take_input(
+	struct trainer *t, uint32_t layer, uint32_t micro, int64_t timeout_ns, struct slot **slot)
 {
 	const struct flow *flow = &t->flow;
 	struct attention_side *a = t->attention;
@@ -188,8 +187,9 @@ static int take_input(struct trainer *t, uint32_t layer, uint32_t micro, int64_t
 		return rc;
 	*slot = a->slots[key];
 	trainer_span(t, TIMELINE_WAIT, layer < n_layers ? "rows" : "head", layer, micro);
-	timeline_add(t->p.timeline, (struct timeline_span){(*slot)->link.sent_ns, t->mark,
-		"away", TIMELINE_SEND, (uint16_t)(1 + micro % 8), layer - 1, micro});
+	timeline_add(
+		t->p.timeline, (struct timeline_span){(*slot)->link.sent_ns, t->mark, "away",
+				       TIMELINE_SEND, (uint16_t)(1 + micro % 8), layer - 1, micro});
 	report_finite(t, layer, (*slot)->record.x, (*slot)->record.n_rows);
 	return 0;
 }
@@ -207,6 +207,17 @@ static int embed(struct trainer *t, uint32_t micro, struct slot **slot)
 	return 0;
 }
 
+static void note_routing(
+	struct trainer *t, uint32_t layer, uint32_t micro, const struct nn_attention_record *record)
+{
+	uint32_t first;
+
+	t->balance += nn_attention_balance_loss(&t->p.settings->config, record);
+	trainer_sequences(t, micro, &first);
+	if (t->p.routed)
+		t->p.routed(t->p.arg, layer, first, record);
+}
+
 int attention_forward(struct trainer *t, uint32_t layer, uint32_t micro, int64_t timeout_ns)
 {
 	struct slot *slot;
@@ -216,7 +227,7 @@ int attention_forward(struct trainer *t, uint32_t layer, uint32_t micro, int64_t
 		return rc;
 	nn_attention_forward(t->params, t->work, layer, &slot->record);
 	if (t->is_training)
-		t->balance += nn_attention_balance_loss(&t->p.settings->config, &slot->record);
+		note_routing(t, layer, micro, &slot->record);
 	trainer_span(t, TIMELINE_COMPUTE, "forward", layer, micro);
 	rc = comm_send_rows(t->comm, &slot->link, &slot->record);
 	if (!rc && !t->is_training)
@@ -305,8 +316,8 @@ static void backward_input(struct trainer *t, struct slot *slot, uint32_t layer,
 	nn_embedding_backward(t->params, a->ids, slot->record.n_rows, slot->link.dx);
 }
 
-int attention_backward(struct trainer *t, uint32_t layer, uint32_t micro, int weights,
-	int64_t timeout_ns)
+int attention_backward(
+	struct trainer *t, uint32_t layer, uint32_t micro, int weights, int64_t timeout_ns)
 {
 	struct slot *slot = t->attention->slots[flow_key(&t->flow, layer, micro)];
 	int rc = take_gradients(t, layer, micro, timeout_ns);
@@ -333,13 +344,4 @@ int attention_weights(struct trainer *t, uint32_t layer, uint32_t micro)
 	nn_attention_backward_weights(t->params, t->work, layer, &slot->record);
 	trainer_span(t, TIMELINE_COMPUTE, "weights", layer, micro);
 	return release_slot(t, layer, micro);
-}
-
-const struct nn_attention_record *attention_record(const struct trainer *t, uint32_t layer,
-	uint32_t micro)
-{
-	const struct slot *slot = t->attention ?
-		t->attention->slots[flow_key(&t->flow, layer, micro)] : NULL;
-
-	return slot ? &slot->record : NULL;
 }

@@ -17,16 +17,21 @@ int comm_fail(int rc)
 	return model_fail(rc > 0 ? -EIO : rc, "%s", m2n_error_text());
 }
 
-static int open_channel(struct comm *c, uint32_t group, enum flow_way way,
-	struct m2n_channel **channel)
-{
-	const struct place *place = c->p.place;
-	struct m2n_channel_params params = M2N_CHANNEL_PARAMS_INIT;
-	struct m2n_channel_memory memory;
-	uint32_t next = place_next(place, group), n_a = place->n_a;
-	int *ranks = malloc((2 * n_a + place->n_f) * sizeof(*ranks)), rc;
-	int *here = ranks, *there = ranks + n_a, *experts = there + n_a;
+/* The ranks of a channel, and what all of them say about it. */
+struct shape {
+	struct m2n_channel_params params;
+	int *ranks; /* owned: sources, sinks, experts */
 	char name[16];
+};
+
+static int shape_make(
+	const struct comm_params *p, uint32_t group, enum flow_way way, struct shape *shape)
+{
+	const struct place *place = p->place;
+	uint32_t next = place_next(place, group), n_a = place->n_a;
+	int *ranks = malloc((2 * n_a + place->n_f) * sizeof(*ranks));
+	int *here = ranks, *there = ranks + n_a, *experts = ranks + 2 * n_a;
+	struct m2n_channel_params params = M2N_CHANNEL_PARAMS_INIT;
 
 	if (!ranks)
 		return model_fail(-ENOMEM, "no memory for the ranks of a group");
@@ -36,28 +41,82 @@ static int open_channel(struct comm *c, uint32_t group, enum flow_way way,
 	}
 	for (uint32_t j = 0; j < place->n_f; j++)
 		experts[j] = place_ffn_rank(place, group, j);
-	snprintf(name, sizeof(name), "%s-%u", way == FLOW_FORWARD ? "rows" : "gradients", group);
-	params.name = name;
+	snprintf(shape->name, sizeof(shape->name), "%s-%u",
+		way == FLOW_FORWARD ? "rows" : "gradients", group);
+	params.name = shape->name;
 	params.sources = way == FLOW_FORWARD ? here : there;
 	params.sinks = way == FLOW_FORWARD ? there : here;
 	params.experts = experts;
 	params.n_sources = params.n_sinks = n_a;
 	params.n_expert_ranks = place->n_f;
-	params.n_experts = c->p.config->n_experts;
-	params.top_k = c->p.config->top_k;
-	params.max_tokens = (c->p.n_seqs + n_a - 1) / n_a * c->p.seq_len;
-	params.row_bytes = c->p.config->hidden_size * sizeof(float);
+	params.n_experts = p->config->n_experts;
+	params.top_k = p->config->top_k;
+	params.max_tokens = (p->n_seqs + n_a - 1) / n_a * p->seq_len;
+	params.row_bytes = p->config->hidden_size * sizeof(float);
 	params.dtype = M2N_DTYPE_F32;
-	params.depth = c->p.flow->depth;
-	params.timeout_ns = c->p.timeout_ns;
-	rc = m2n_channel_query_memory(&params, c->p.env->rank, &memory);
-	if (!rc)
-		rc = m2n_channel_create(c->p.env->group, &params, channel);
-	free(ranks);
-	if (rc)
-		return comm_fail(rc);
-	c->bytes += memory.total_bytes;
+	params.depth = p->flow->depth;
+	params.timeout_ns = p->timeout_ns;
+	shape->params = params;
+	shape->ranks = ranks;
 	return 0;
+}
+
+static int shape_bytes(const struct shape *shape, int rank, size_t *bytes)
+{
+	struct m2n_channel_memory memory;
+	int rc = m2n_channel_query_memory(&shape->params, rank, &memory);
+
+	*bytes += rc ? 0 : memory.total_bytes;
+	return rc ? comm_fail(rc) : 0;
+}
+
+static int open_channel(
+	struct comm *c, uint32_t group, enum flow_way way, struct m2n_channel **channel)
+{
+	struct shape shape;
+	int rc = shape_make(&c->p, group, way, &shape);
+
+	if (rc)
+		return rc;
+	rc = m2n_channel_create(c->p.env->group, &shape.params, channel);
+	rc = rc ? comm_fail(rc) : shape_bytes(&shape, c->p.env->rank, &c->bytes);
+	free(shape.ranks);
+	return rc;
+}
+
+/* The group's own channels, and those of which an attention rank is a source or sink besides. */
+static int has_channel(const struct place *place, uint32_t group)
+{
+	return group == (uint32_t)place->group ||
+	       (place->attention >= 0 && group == place_before(place, (uint32_t)place->group));
+}
+
+int comm_plan_bytes(const struct comm_params *p, size_t *bytes)
+{
+	const struct place *place = p->place;
+	uint32_t n_seqs = (p->n_seqs + place->n_a - 1) / place->n_a;
+	size_t n = (size_t)n_seqs * p->seq_len, top_k = p->config->top_k;
+	int rc = 0;
+
+	*bytes = 0;
+	for (uint32_t group = 0; group < place->p; group++)
+		for (int way = 0; !rc && has_channel(place, group) && way < FLOW_WAYS; way++) {
+			struct shape shape;
+
+			rc = shape_make(p, group, (enum flow_way)way, &shape);
+			if (rc)
+				return rc;
+			rc = shape_bytes(&shape, place->rank, bytes);
+			free(shape.ranks);
+		}
+	/* Beside them: rows both ways, plans forward, weights' gradients backward. */
+	if (place->attention >= 0)
+		*bytes += p->flow->depth * n *
+			  (2 * p->config->hidden_size * sizeof(float) + top_k * 8 +
+				  top_k * sizeof(float));
+	if (place->attention >= 0)
+		*bytes += (place->n_a - 1) * 2 * (size_t)COMM_SUM_BYTES;
+	return rc;
 }
 
 static int open_channels(struct comm *c)
@@ -67,12 +126,9 @@ static int open_channels(struct comm *c)
 	int rc = 0;
 
 	for (uint32_t group = 0; group < place->p; group++)
-		for (int way = 0; !rc && way < FLOW_WAYS; way++) {
-			if (group == own)
-				rc = open_channel(c, group, (enum flow_way)way, &c->own[way]);
-			else if (group == before && place->attention >= 0)
-				rc = open_channel(c, group, (enum flow_way)way, &c->before[way]);
-		}
+		for (int way = 0; !rc && has_channel(place, group) && way < FLOW_WAYS; way++)
+			rc = open_channel(c, group, (enum flow_way)way,
+				group == own ? &c->own[way] : &c->before[way]);
 	for (int way = 0; !rc && before == own && way < FLOW_WAYS; way++)
 		c->before[way] = c->own[way];
 	return rc;

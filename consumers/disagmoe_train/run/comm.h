@@ -54,20 +54,20 @@ void comm_record_close(struct comm_record *record);
 size_t comm_record_bytes(const struct comm *comm);
 
 /* Attention, forward: this layer's rows to its experts, plan and residual to the next stage. */
-int comm_send_rows(struct comm *comm, struct comm_record *record,
-	const struct nn_attention_record *attention);
+int comm_send_rows(
+	struct comm *comm, struct comm_record *record, const struct nn_attention_record *attention);
 /* The oldest residual that has not been taken: into x, with the plan. */
-int comm_take_residual(struct comm *comm, struct comm_record *record, uint64_t round,
-	size_t n_rows, int64_t timeout_ns);
-/* x += the weighted replies of the layer before, whose residual was taken. */
-int comm_take_replies(struct comm *comm, struct comm_record *record, uint64_t round,
+int comm_take_residual(struct comm *comm, struct comm_record *record, uint64_t round, size_t n_rows,
 	int64_t timeout_ns);
+/* x += the weighted replies of the layer before, whose residual was taken. */
+int comm_take_replies(
+	struct comm *comm, struct comm_record *record, uint64_t round, int64_t timeout_ns);
 
 /* Backward: dx, of x, back to the experts and the attention rank of the layer before. */
 int comm_send_gradient(struct comm *comm, struct comm_record *record, size_t n_rows);
 /* The oldest gradient of a residual that has not been taken: into dx and d_weights. */
-int comm_take_gradient(struct comm *comm, struct comm_record *record, size_t n_rows,
-	int64_t timeout_ns);
+int comm_take_gradient(
+	struct comm *comm, struct comm_record *record, size_t n_rows, int64_t timeout_ns);
 /* d_rows: [n_rows, hidden], summed over the experts of this layer. */
 int comm_take_row_gradients(struct comm *comm, struct comm_record *record, uint64_t round,
 	float *d_rows, int64_t timeout_ns);
@@ -75,10 +75,10 @@ int comm_take_row_gradients(struct comm *comm, struct comm_record *record, uint6
 int comm_flush(struct comm *comm);
 
 /* Experts: the next round of a way, and its answer in the batch's row order. */
-int comm_take_batch(struct comm *comm, enum flow_way way, int64_t timeout_ns,
-	const struct m2n_batch **batch);
-int comm_answer(struct comm *comm, enum flow_way way, const struct m2n_batch *batch,
-	const float *rows);
+int comm_take_batch(
+	struct comm *comm, enum flow_way way, int64_t timeout_ns, const struct m2n_batch **batch);
+int comm_answer(
+	struct comm *comm, enum flow_way way, const struct m2n_batch *batch, const float *rows);
 
 /* Adds values over the attention ranks of a group, in the order of ranks: equal bits for all. */
 int comm_add(struct comm *comm, float *values, size_t n_values);
@@ -87,8 +87,9 @@ int comm_gather(struct comm *comm, const void *mine, size_t bytes, void *all);
 /* Rank 0's value to everybody. */
 int comm_share(struct comm *comm, void *value, size_t bytes);
 
-/* Bytes of libm2n's slots in this rank. */
+/* Bytes of libm2n's slots in this rank; and before there are any, params->env unused. */
 size_t comm_bytes(const struct comm *comm);
+int comm_plan_bytes(const struct comm_params *params, size_t *bytes);
 /*
  * After a failure with code rc: the text becomes the run's, the same on all ranks, which is that of
  * the rank that was the first to see why. `where` is what was being done.

@@ -55,8 +55,8 @@ void comm_record_close(struct comm_record *r)
 	r->out = r->in = NULL;
 }
 
-static int put_residual(struct comm *c, struct comm_record *r,
-	const struct nn_attention_record *attention)
+static int put_residual(
+	struct comm *c, struct comm_record *r, const struct nn_attention_record *attention)
 {
 	struct beside_head head = {.sent_ns = timeline_now()};
 	struct m2n_iov iov[3] = {{&head, sizeof(head)}, {r->packed, 0},
@@ -66,17 +66,17 @@ static int put_residual(struct comm *c, struct comm_record *r,
 
 	head.packed_bytes = iov[1].bytes = bytes;
 	if (!rc)
-		rc = m2n_exchange_put(c->beside[FLOW_FORWARD], c->peer_to[FLOW_FORWARD], iov, 3,
-			c->p.timeout_ns);
+		rc = m2n_exchange_put(
+			c->beside[FLOW_FORWARD], c->peer_to[FLOW_FORWARD], iov, 3, c->p.timeout_ns);
 	/* The head is on the stack; the rest stays until the gradient comes. */
 	if (!rc)
-		rc = m2n_exchange_flush(c->beside[FLOW_FORWARD], c->peer_to[FLOW_FORWARD],
-			c->p.timeout_ns);
+		rc = m2n_exchange_flush(
+			c->beside[FLOW_FORWARD], c->peer_to[FLOW_FORWARD], c->p.timeout_ns);
 	return rc ? comm_fail(rc) : 0;
 }
 
-int comm_send_rows(struct comm *c, struct comm_record *r,
-	const struct nn_attention_record *attention)
+int comm_send_rows(
+	struct comm *c, struct comm_record *r, const struct nn_attention_record *attention)
 {
 	struct m2n_dispatch_send_params send = M2N_DISPATCH_SEND_PARAMS_INIT;
 	struct m2n_route_params route = M2N_ROUTE_PARAMS_INIT;
@@ -116,8 +116,8 @@ static int unpack_residual(struct comm *c, struct comm_record *r, uint64_t round
 	return 0;
 }
 
-int comm_take_residual(struct comm *c, struct comm_record *r, uint64_t round, size_t n_rows,
-	int64_t timeout_ns)
+int comm_take_residual(
+	struct comm *c, struct comm_record *r, uint64_t round, size_t n_rows, int64_t timeout_ns)
 {
 	struct m2n_exchange *x = c->beside[FLOW_FORWARD];
 	int peer = c->peer_from[FLOW_FORWARD], released;
@@ -150,8 +150,7 @@ int comm_take_replies(struct comm *c, struct comm_record *r, uint64_t round, int
 int comm_send_gradient(struct comm *c, struct comm_record *r, size_t n_rows)
 {
 	struct m2n_dispatch_send_params send = M2N_DISPATCH_SEND_PARAMS_INIT;
-	struct m2n_iov iov[2] = {
-		{r->dx, n_rows * c->p.config->hidden_size * sizeof(float)},
+	struct m2n_iov iov[2] = {{r->dx, n_rows * c->p.config->hidden_size * sizeof(float)},
 		{r->d_weights_in, n_rows * c->p.config->top_k * sizeof(float)}};
 	int rc;
 
@@ -190,8 +189,8 @@ int comm_take_gradient(struct comm *c, struct comm_record *r, size_t n_rows, int
 	return rc ? comm_fail(rc) : 0;
 }
 
-int comm_take_row_gradients(struct comm *c, struct comm_record *r, uint64_t round, float *d_rows,
-	int64_t timeout_ns)
+int comm_take_row_gradients(
+	struct comm *c, struct comm_record *r, uint64_t round, float *d_rows, int64_t timeout_ns)
 {
 	struct m2n_combine_recv_params recv = M2N_COMBINE_RECV_PARAMS_INIT;
 	int rc;
@@ -220,8 +219,8 @@ int comm_flush(struct comm *c)
 	return rc ? comm_fail(rc) : 0;
 }
 
-int comm_take_batch(struct comm *c, enum flow_way way, int64_t timeout_ns,
-	const struct m2n_batch **batch)
+int comm_take_batch(
+	struct comm *c, enum flow_way way, int64_t timeout_ns, const struct m2n_batch **batch)
 {
 	struct m2n_dispatch_recv_params recv = M2N_DISPATCH_RECV_PARAMS_INIT;
 	int rc;
@@ -231,8 +230,7 @@ int comm_take_batch(struct comm *c, enum flow_way way, int64_t timeout_ns,
 	return rc ? fail_unless_early(rc) : 0;
 }
 
-int comm_answer(struct comm *c, enum flow_way way, const struct m2n_batch *batch,
-	const float *rows)
+int comm_answer(struct comm *c, enum flow_way way, const struct m2n_batch *batch, const float *rows)
 {
 	struct m2n_combine_send_params send = M2N_COMBINE_SEND_PARAMS_INIT;
 	int rc;

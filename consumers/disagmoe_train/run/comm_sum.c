@@ -12,10 +12,8 @@
 #include "model/error.h"
 #include "run/comm_inner.h"
 
-enum { SUM_BYTES = 1 << 20 }; /* of a message, at most */
-
-static int open_exchange(struct comm *c, struct m2n_exchange_params *params,
-	struct m2n_exchange **exchange)
+static int open_exchange(
+	struct comm *c, struct m2n_exchange_params *params, struct m2n_exchange **exchange)
 {
 	int rc;
 
@@ -42,8 +40,9 @@ static int open_one_beside(struct comm *c, enum flow_way way)
 	params.send_to = &c->peer_to[way];
 	params.recv_from = &c->peer_from[way];
 	params.n_send = params.n_recv = 1;
-	params.max_bytes = n * row_bytes + (way == FLOW_FORWARD ? c->packed_bytes + 64 :
-			n * c->p.config->top_k * sizeof(float));
+	params.max_bytes =
+		n * row_bytes + (way == FLOW_FORWARD ? c->packed_bytes + 64
+						     : n * c->p.config->top_k * sizeof(float));
 	params.depth = c->p.flow->depth;
 	return open_exchange(c, &params, &c->beside[way]);
 }
@@ -58,13 +57,12 @@ static int open_sums(struct comm *c)
 		return model_fail(-ENOMEM, "no memory for the ranks of a group");
 	for (uint32_t i = 0; i < place->n_a; i++)
 		if ((int)i != place->attention)
-			peers[params.n_send++] = place_attention_rank(place,
-				(uint32_t)place->group, i);
-	c->sum_bytes = SUM_BYTES;
+			peers[params.n_send++] =
+				place_attention_rank(place, (uint32_t)place->group, i);
 	params.name = "sums";
 	params.send_to = params.recv_from = peers;
 	params.n_recv = params.n_send;
-	params.max_bytes = c->sum_bytes;
+	params.max_bytes = (size_t)COMM_SUM_BYTES;
 	rc = open_exchange(c, &params, &c->sums);
 	free(peers);
 	return rc;
@@ -125,8 +123,8 @@ static int get(struct comm *c, struct m2n_exchange *x, int peer, size_t bytes,
 		take(to, data, bytes);
 	released = m2n_exchange_release(x, peer);
 	if (n_got != bytes)
-		return model_fail(-EPROTO, "rank %d sent %zu bytes where %zu were due", peer, n_got,
-			bytes);
+		return model_fail(
+			-EPROTO, "rank %d sent %zu bytes where %zu were due", peer, n_got, bytes);
 	return released ? comm_fail(released) : 0;
 }
 
@@ -177,7 +175,8 @@ static int add_block(struct comm *c, struct block own, float *sum)
 static int add_piece(struct comm *c, float *values, size_t n, float *sum)
 {
 	const struct place *place = c->p.place;
-	uint32_t self = (uint32_t)place->attention, n_a = place->n_a, group = (uint32_t)place->group;
+	uint32_t self = (uint32_t)place->attention, n_a = place->n_a,
+		 group = (uint32_t)place->group;
 	struct block own = block_of(values, n, self, n_a), block;
 	int rc = 0;
 
@@ -204,18 +203,18 @@ static int add_piece(struct comm *c, float *values, size_t n, float *sum)
 
 int comm_add(struct comm *c, float *values, size_t n_values)
 {
-	size_t most = c->sum_bytes / sizeof(float);
+	size_t most = (size_t)COMM_SUM_BYTES / sizeof(float);
 	float *sum;
 	int rc = 0;
 
 	if (!c->sums)
 		return 0;
-	sum = malloc(c->sum_bytes);
+	sum = malloc((size_t)COMM_SUM_BYTES);
 	if (!sum)
 		return model_fail(-ENOMEM, "no memory for sums");
 	for (size_t first = 0; !rc && first < n_values; first += most)
-		rc = add_piece(c, values + first,
-			n_values - first < most ? n_values - first : most, sum);
+		rc = add_piece(
+			c, values + first, n_values - first < most ? n_values - first : most, sum);
 	free(sum);
 	return rc;
 }

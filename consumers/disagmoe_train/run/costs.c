@@ -5,8 +5,8 @@
 #define FLOPS 50e9 /* of a core */
 #define BYTES 5e9  /* per second, between processes */
 
-void costs_estimate(const struct nn_settings *s, const struct place *place,
-	struct train_costs *costs)
+void costs_estimate(
+	const struct nn_settings *s, const struct place *place, struct train_costs *costs)
 {
 	const struct model_config *c = &s->config;
 	double h = c->hidden_size, heads = (double)c->n_heads * c->head_dim;

@@ -11,7 +11,7 @@
 #include "run/place.h"
 #include "schedule.h"
 
-void costs_estimate(const struct nn_settings *settings, const struct place *place,
-	struct train_costs *costs);
+void costs_estimate(
+	const struct nn_settings *settings, const struct place *place, struct train_costs *costs);
 
 #endif

@@ -133,8 +133,8 @@ static int lay_out(struct trainer *t, struct slot *slot)
 	}
 	bytes = 0;
 	for (uint32_t i = 0; i < t->experts->n_local; i++) {
-		nn_expert_record_init(c, batch->expert_rows[i], (char *)slot->memory + bytes,
-			&slot->records[i]);
+		nn_expert_record_init(
+			c, batch->expert_rows[i], (char *)slot->memory + bytes, &slot->records[i]);
 		bytes += nn_expert_record_bytes(c, batch->expert_rows[i]);
 	}
 	return 0;
@@ -152,8 +152,8 @@ static int take_batch(struct trainer *t, enum flow_way way, uint32_t layer, uint
 	while (*slot && !(*slot)->batch[way]) {
 		uint32_t sent = flow->sent[way][group * flow->n_rounds + e->n_taken[way]];
 		struct slot *other = slot_of(e, sent);
-		int rc = other ? comm_take_batch(t->comm, way, timeout_ns, &other->batch[way]) :
-				 -ENOMEM;
+		int rc = other ? comm_take_batch(t->comm, way, timeout_ns, &other->batch[way])
+			       : -ENOMEM;
 
 		if (rc)
 			return rc;
@@ -168,8 +168,8 @@ static int take_batch(struct trainer *t, enum flow_way way, uint32_t layer, uint
 	return 0;
 }
 
-static int answer(struct trainer *t, enum flow_way way, struct slot *slot, uint32_t layer,
-	uint32_t micro)
+static int answer(
+	struct trainer *t, enum flow_way way, struct slot *slot, uint32_t layer, uint32_t micro)
 {
 	int rc = comm_answer(t->comm, way, slot->batch[way], t->experts->out);
 
@@ -233,12 +233,12 @@ static int backward_input(struct trainer *t, struct slot *slot, uint32_t layer)
 static void make_weights(struct trainer *t, struct slot *slot, uint32_t layer)
 {
 	for (uint32_t i = 0; i < t->experts->n_local; i++)
-		nn_expert_backward_weights(t->params, t->work, layer, t->experts->first + i,
-			&slot->records[i]);
+		nn_expert_backward_weights(
+			t->params, t->work, layer, t->experts->first + i, &slot->records[i]);
 }
 
-int experts_backward(struct trainer *t, uint32_t layer, uint32_t micro, int weights,
-	int64_t timeout_ns)
+int experts_backward(
+	struct trainer *t, uint32_t layer, uint32_t micro, int weights, int64_t timeout_ns)
 {
 	struct slot *slot;
 	int rc = take_batch(t, FLOW_BACKWARD, layer, micro, timeout_ns, &slot);

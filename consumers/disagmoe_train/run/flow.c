@@ -11,10 +11,10 @@
 #include "model/error.h"
 
 struct walk {
-	uint32_t *n_sent[FLOW_WAYS];   /* [p] */
-	uint32_t *oldest[FLOW_WAYS];   /* [p] first round that has not come */
-	uint8_t *has_come[FLOW_WAYS];  /* [n_layers * n_micro] */
-	uint32_t *n_alive;             /* [n_workers] */
+	uint32_t *n_sent[FLOW_WAYS];  /* [p] */
+	uint32_t *oldest[FLOW_WAYS];  /* [p] first round that has not come */
+	uint8_t *has_come[FLOW_WAYS]; /* [n_layers * n_micro] */
+	uint32_t *n_alive;            /* [n_workers] */
 };
 
 static int make_arrays(struct flow *flow, struct walk *walk)
@@ -48,8 +48,8 @@ static void free_walk(struct walk *walk)
 }
 
 /* The rows or gradients of a layer leave for its experts. */
-static void note_sent(struct flow *flow, struct walk *walk, enum flow_way way, size_t layer,
-	size_t micro)
+static void note_sent(
+	struct flow *flow, struct walk *walk, enum flow_way way, size_t layer, size_t micro)
 {
 	uint32_t group = (uint32_t)(layer % flow->p), round = walk->n_sent[way][group]++;
 	uint32_t key = flow_key(flow, (uint32_t)layer, (uint32_t)micro);
@@ -61,8 +61,8 @@ static void note_sent(struct flow *flow, struct walk *walk, enum flow_way way, s
 }
 
 /* Replies of a layer have come to their sink. */
-static void note_come(struct flow *flow, struct walk *walk, enum flow_way way, size_t layer,
-	size_t micro)
+static void note_come(
+	struct flow *flow, struct walk *walk, enum flow_way way, size_t layer, size_t micro)
 {
 	uint32_t group = (uint32_t)(layer % flow->p), *oldest = &walk->oldest[way][group];
 
@@ -76,11 +76,11 @@ static void walk_op(struct flow *flow, struct walk *walk, const struct train_op 
 {
 	int is_attention = (uint32_t)op->worker < flow->p;
 	uint32_t *n_alive = &walk->n_alive[op->worker];
+	uint32_t *most = &flow->max_records_of[!is_attention];
 
-	if (op->kind == TRAIN_FORWARD) {
+	if (op->kind == TRAIN_FORWARD)
 		++*n_alive;
-		flow->max_records = *n_alive > flow->max_records ? *n_alive : flow->max_records;
-	}
+	*most = *n_alive > *most ? *n_alive : *most;
 	if (op->kind == (split ? TRAIN_WEIGHTS : TRAIN_BACKWARD))
 		--*n_alive;
 	if (!is_attention)
@@ -97,15 +97,18 @@ static void walk_op(struct flow *flow, struct walk *walk, const struct train_op 
 
 int flow_make(const struct train_schedule_params *params, uint32_t max_depth, struct flow *flow)
 {
-	struct flow made = {.p = (uint32_t)params->p, .n_micro = (uint32_t)params->n_micro,
+	struct flow made = {.p = (uint32_t)params->p,
+		.n_micro = (uint32_t)params->n_micro,
 		.n_layers = (uint32_t)(params->p * params->v),
 		.n_rounds = (uint32_t)(params->v * params->n_micro)};
 	struct walk walk = {0};
 	int rc = train_schedule_make(params, &made.schedule);
 
 	if (rc)
-		return model_fail(rc, "no schedule for %zu groups of %zu layers and %zu "
-			"micro-batches", params->p, params->v, params->n_micro);
+		return model_fail(rc,
+			"no schedule for %zu groups of %zu layers and %zu "
+			"micro-batches",
+			params->p, params->v, params->n_micro);
 	rc = make_arrays(&made, &walk);
 	for (size_t i = 0; !rc && i < made.schedule.n_ops; i++)
 		walk_op(&made, &walk, &made.schedule.ops[i], params->split_weights);
@@ -113,8 +116,10 @@ int flow_make(const struct train_schedule_params *params, uint32_t max_depth, st
 	if (rc)
 		model_fail(rc, "no memory for a schedule");
 	else if (made.depth > max_depth)
-		rc = model_fail(-EINVAL, "the schedule has %u rounds in flight, %u at most can be: "
-			"choose a smaller --in-flight", made.depth, max_depth);
+		rc = model_fail(-EINVAL,
+			"the schedule has %u rounds in flight, %u at most can be: "
+			"choose a smaller --in-flight",
+			made.depth, max_depth);
 	if (rc)
 		flow_free(&made);
 	else

@@ -26,7 +26,7 @@ struct flow {
 	uint32_t *sent[FLOW_WAYS];
 	uint32_t *round_of[FLOW_WAYS]; /* [n_layers * n_micro] the other way round; owned */
 	uint32_t depth;                /* slots that the schedule needs */
-	uint32_t max_records;          /* of activations that a worker has at a time */
+	uint32_t max_records_of[2];    /* that an attention, an FFN worker keeps at a time */
 };
 
 /* 0; -EINVAL (the schedule needs more than max_depth slots); -ENOMEM. */

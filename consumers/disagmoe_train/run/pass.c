@@ -20,8 +20,7 @@ static int run_forward(struct trainer *t, uint32_t layer, uint32_t micro, int64_
 	int rc = t->attention ? attention_forward(t, layer, micro, timeout_ns) : 0;
 
 	if (!rc && t->experts)
-		rc = experts_forward(t, layer, micro,
-			t->attention ? t->p.timeout_ns : timeout_ns);
+		rc = experts_forward(t, layer, micro, t->attention ? t->p.timeout_ns : timeout_ns);
 	return rc;
 }
 
@@ -31,8 +30,8 @@ static int run_backward(struct trainer *t, uint32_t layer, uint32_t micro, int64
 	int rc = t->experts ? experts_backward(t, layer, micro, weights, timeout_ns) : 0;
 
 	if (!rc && t->attention)
-		rc = attention_backward(t, layer, micro, weights,
-			t->experts ? t->p.timeout_ns : timeout_ns);
+		rc = attention_backward(
+			t, layer, micro, weights, t->experts ? t->p.timeout_ns : timeout_ns);
 	if (!rc && weights == WEIGHTS_LATER) {
 		uint32_t n = t->flow.n_layers * t->flow.n_micro;
 
@@ -61,7 +60,7 @@ static int run_weights(struct trainer *t)
 static int try_op(struct trainer *t, const struct train_op *op, int64_t timeout_ns)
 {
 	uint32_t layer = (uint32_t)op->layer, micro = (uint32_t)op->micro;
-	int64_t before = t->times.ns[TIMELINE_COMPUTE];
+	int64_t before = t->times.ns[TIMELINE_COMPUTE], sent = t->times.ns[TIMELINE_SEND];
 	int rc = 0;
 
 	if (op->kind == TRAIN_FORWARD)
@@ -72,6 +71,8 @@ static int try_op(struct trainer *t, const struct train_op *op, int64_t timeout_
 		rc = run_backward(t, layer, micro, timeout_ns);
 	t->times.ops_ns[op->kind] += t->times.ns[TIMELINE_COMPUTE] - before;
 	t->times.n_ops[op->kind] += rc != -EAGAIN;
+	t->times.sent_ns += t->times.ns[TIMELINE_SEND] - sent;
+	t->times.n_sent += t->times.ns[TIMELINE_SEND] > sent;
 	return rc;
 }
 
@@ -101,7 +102,6 @@ int pass_run(struct trainer *t)
 		experts_begin(t);
 	t->mark = timeline_now();
 	t->times.begin_ns = 0;
-	t->times.n_passes++;
 	for (size_t i = s->first[worker]; !rc && i < s->first[worker + 1]; i++) {
 		const struct train_op *op = &s->ops[s->by_worker[i]];
 

@@ -12,16 +12,25 @@ int place_check(int together, uint32_t p, uint32_t n_attention, uint32_t n_ffn,
 	uint32_t n_f = together ? n_attention + n_ffn : n_ffn;
 
 	if (p > config->n_layers)
-		return model_fail(-EINVAL, "%u groups for %u layers: there would be groups without "
-			"one; --groups %u at most", p, config->n_layers, config->n_layers);
+		return model_fail(-EINVAL,
+			"%u groups for %u layers: there would be groups without "
+			"one; --groups %u at most",
+			p, config->n_layers, config->n_layers);
 	if (config->n_layers % p)
-		return model_fail(-EINVAL, "%u layers cannot be divided among %u groups: choose "
-			"--groups that divides the layers", config->n_layers, p);
+		return model_fail(-EINVAL,
+			"%u layers cannot be divided among %u groups: choose "
+			"--groups that divides the layers",
+			config->n_layers, p);
 	if (n_f > config->n_experts)
-		return model_fail(-EINVAL, "%u ranks of an FFN group for %u experts: there would "
-			"be ranks without one", n_f, config->n_experts);
-	*place = (struct place){.together = together, .p = p, .n_f = n_f,
-		.n_a = together ? n_f : n_attention, .n_layers = config->n_layers,
+		return model_fail(-EINVAL,
+			"%u ranks of an FFN group for %u experts: there would "
+			"be ranks without one",
+			n_f, config->n_experts);
+	*place = (struct place){.together = together,
+		.p = p,
+		.n_f = n_f,
+		.n_a = together ? n_f : n_attention,
+		.n_layers = config->n_layers,
 		.n_experts = config->n_experts};
 	place->n_ranks = (int)(together ? p * n_f : p * (n_attention + n_f));
 	return 0;
@@ -72,8 +81,8 @@ void place_experts(const struct place *place, uint32_t j, uint32_t *first, uint3
 	*n = each + (j < more);
 }
 
-void place_sequences(const struct place *place, uint32_t n_seqs, uint32_t i, uint32_t *first,
-	uint32_t *n)
+void place_sequences(
+	const struct place *place, uint32_t n_seqs, uint32_t i, uint32_t *first, uint32_t *n)
 {
 	*first = (uint32_t)((uint64_t)n_seqs * i / place->n_a);
 	*n = (uint32_t)((uint64_t)n_seqs * (i + 1) / place->n_a) - *first;
@@ -104,5 +113,5 @@ int place_is_first(void *arg, enum nn_part part, uint32_t layer, uint32_t expert
 	const struct place *place = arg;
 
 	return place_holds(arg, part, layer, expert) &&
-		(part == NN_EXPERT || place->attention == 0);
+	       (part == NN_EXPERT || place->attention == 0);
 }

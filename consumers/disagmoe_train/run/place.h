@@ -5,7 +5,7 @@
  * are divided and the parameters are the same; inside an FFN group the experts are divided. The
  * first attention group also has embedding, final norm and head.
  *
- *	apart:     ranks 0 .. p n_a - 1 attention, group by group; then p n_f ranks of the FFN groups
+ *	apart:     ranks 0 .. p n_a - 1 attention, group by group; then p n_f of the FFN groups
  *	together:  p n ranks, each of them both (1f1b); n_a == n_f == n
  */
 #ifndef RUN_PLACE_H
@@ -37,8 +37,8 @@ uint32_t place_before(const struct place *place, uint32_t group);
 /* Contiguous blocks as m2n_map_create() makes them: experts of FFN rank j. */
 void place_experts(const struct place *place, uint32_t j, uint32_t *first, uint32_t *n);
 /* Sequences of attention rank i: n_seqs of a micro-batch cut in order. */
-void place_sequences(const struct place *place, uint32_t n_seqs, uint32_t i, uint32_t *first,
-	uint32_t *n);
+void place_sequences(
+	const struct place *place, uint32_t n_seqs, uint32_t i, uint32_t *first, uint32_t *n);
 
 /* nn_wanted with a struct place: what this rank holds; and of that, what it is the first to hold
  * and therefore writes and counts. */

@@ -15,21 +15,18 @@ void attention_begin(struct trainer *t);
 int attention_forward(struct trainer *t, uint32_t layer, uint32_t micro, int64_t timeout_ns);
 /* Final norm, head and loss; also backward unless the pass only evaluates. */
 int attention_head(struct trainer *t, uint32_t micro, int64_t timeout_ns);
-/* weights: the weights' gradients in the same go; 2: before others get the input's. */
-int attention_backward(struct trainer *t, uint32_t layer, uint32_t micro, int weights,
-	int64_t timeout_ns);
+/* weights: WEIGHTS_LATER ... */
+int attention_backward(
+	struct trainer *t, uint32_t layer, uint32_t micro, int weights, int64_t timeout_ns);
 int attention_weights(struct trainer *t, uint32_t layer, uint32_t micro);
-/* ids and weights of a layer and micro-batch between forward and weights; NULL: not here. */
-const struct nn_attention_record *attention_record(const struct trainer *t, uint32_t layer,
-	uint32_t micro);
 
 /* expert_side.c */
 int experts_open(struct trainer *t);
 void experts_close(struct trainer *t);
 void experts_begin(struct trainer *t);
 int experts_forward(struct trainer *t, uint32_t layer, uint32_t micro, int64_t timeout_ns);
-int experts_backward(struct trainer *t, uint32_t layer, uint32_t micro, int weights,
-	int64_t timeout_ns);
+int experts_backward(
+	struct trainer *t, uint32_t layer, uint32_t micro, int weights, int64_t timeout_ns);
 int experts_weights(struct trainer *t, uint32_t layer, uint32_t micro);
 
 /* pass.c: all operations of this rank. */

@@ -22,21 +22,25 @@ enum { MAX_DEPTH = 64 }; /* of a channel */
 struct report {
 	double loss, balance, square_sum;
 	uint64_t bad_layer; /* the smallest */
+	int64_t begin_ns, end_ns;
 };
 
 static int open_parts(struct trainer *t)
 {
 	const struct nn_settings *s = t->p.settings;
-	struct comm_params params = {.env = t->env, .place = &t->p.place, .flow = &t->flow,
-		.config = &s->config, .seq_len = s->seq_len, .n_seqs = t->n_seqs,
+	struct comm_params params = {.env = t->env,
+		.place = &t->p.place,
+		.flow = &t->flow,
+		.config = &s->config,
+		.seq_len = s->seq_len,
+		.n_seqs = t->n_seqs,
 		.timeout_ns = t->p.timeout_ns};
 	int rc = nn_params_create(&s->config, place_holds, &t->p.place, &t->params);
 
 	if (rc)
 		return rc;
 	nn_params_fill(t->params, s->seed);
-	t->bytes = nn_params_bytes(t->params->n_values) +
-		nn_work_bytes(&s->config, s->seq_len);
+	t->bytes = nn_params_bytes(t->params->n_values) + nn_work_bytes(&s->config, s->seq_len);
 	rc = nn_work_open(&s->config, s->seq_len, &t->work);
 	if (!rc)
 		rc = comm_open(&params, &t->comm);
@@ -50,25 +54,29 @@ static int open_parts(struct trainer *t)
 static int make_flow(struct trainer *t)
 {
 	const struct nn_settings *s = t->p.settings;
-	struct train_schedule_params params = {.kind = t->p.kind, .p = t->p.place.p,
-		.v = s->config.n_layers / t->p.place.p, .n_micro = s->n_micro_batches,
-		.max_in_flight = t->p.max_in_flight, .split_weights = t->p.split_weights};
+	struct train_schedule_params params = {.kind = t->p.kind,
+		.p = t->p.place.p,
+		.v = s->config.n_layers / t->p.place.p,
+		.n_micro = s->n_micro_batches,
+		.max_in_flight = t->p.max_in_flight,
+		.split_weights = t->p.split_weights};
 
 	costs_estimate(s, &t->p.place, &params.costs);
 	return flow_make(&params, MAX_DEPTH, &t->flow);
 }
 
-int trainer_open(const struct trainer_params *params, const struct rank_env *env,
-	struct trainer **trainer)
+int trainer_open(
+	const struct trainer_params *params, const struct rank_env *env, struct trainer **trainer)
 {
 	const struct nn_settings *s = params->settings;
 	struct trainer *t;
 	int rc;
 
 	if (s->step_seqs / s->n_micro_batches < params->place.n_a)
-		return model_fail(-EINVAL, "a micro-batch of %u sequences for %u attention ranks: "
-			"there would be ranks without one", s->step_seqs / s->n_micro_batches,
-			params->place.n_a);
+		return model_fail(-EINVAL,
+			"a micro-batch of %u sequences for %u attention ranks: "
+			"there would be ranks without one",
+			s->step_seqs / s->n_micro_batches, params->place.n_a);
 	t = calloc(1, sizeof(*t));
 	if (!t)
 		return model_fail(-ENOMEM, "no memory");
@@ -111,7 +119,10 @@ void trainer_span(struct trainer *t, enum timeline_kind kind, const char *label,
 	uint32_t micro)
 {
 	int64_t now = timeline_add(t->p.timeline, (struct timeline_span){.begin_ns = t->mark,
-		.label = label, .kind = (uint16_t)kind, .layer = layer, .micro_batch = micro});
+							  .label = label,
+							  .kind = (uint16_t)kind,
+							  .layer = layer,
+							  .micro_batch = micro});
 
 	t->times.ns[kind] += now - t->mark;
 	if (kind == TIMELINE_COMPUTE && !t->times.begin_ns)
@@ -142,8 +153,8 @@ void trainer_tokens(const struct trainer *t, uint32_t micro, uint32_t *ids, uint
 		if (t->is_training)
 			nn_text_sequence(t->p.text, s->seed, t->step, first + i, ids, targets);
 		else
-			nn_text_held_back_sequence(t->p.text,
-				(t->step + first + i) * n_held / t->n_of, ids, targets);
+			nn_text_held_back_sequence(
+				t->p.text, (t->step + first + i) * n_held / t->n_of, ids, targets);
 }
 
 /* Gradients that several ranks have parts of: in runs of tensors that lie together. */
@@ -178,6 +189,24 @@ static double square_sum(struct trainer *t)
 	return sum;
 }
 
+static void add_bubble(struct trainer *t, const struct report *all)
+{
+	int64_t first[2] = {INT64_MAX, INT64_MAX}, last[2] = {0, 0};
+
+	for (int i = 0; i < t->env->n_ranks; i++) {
+		int64_t at[2] = {all[i].begin_ns, all[i].end_ns};
+
+		for (int e = 0; e < 2; e++) {
+			first[e] = at[e] < first[e] ? at[e] : first[e];
+			last[e] = at[e] > last[e] ? at[e] : last[e];
+		}
+	}
+	t->bubble.n_steps++;
+	t->bubble.warm_up_ns += last[0] - first[0];
+	t->bubble.cool_down_ns += last[1] - first[1];
+	t->bubble.span_ns += last[1] - first[0];
+}
+
 /* Adds everybody's report, in the order of ranks. */
 static int agree(struct trainer *t, struct report *report)
 {
@@ -194,6 +223,8 @@ static int agree(struct trainer *t, struct report *report)
 		if (all[i].bad_layer < report->bad_layer)
 			report->bad_layer = all[i].bad_layer;
 	}
+	if (!rc && all && t->is_training)
+		add_bubble(t, all);
 	free(all);
 	if (!rc)
 		rc = comm_share(t->comm, report, sizeof(*report));
@@ -206,13 +237,19 @@ static int no_number(const struct trainer *t, uint64_t step, uint64_t bad_layer)
 	unsigned long long at = step, layer = bad_layer - 1;
 
 	if (bad_layer == 0)
-		return model_fail(-EDOM, "step %llu: the loss is no number; the embedding is the "
-			"first to give such values", at);
+		return model_fail(-EDOM,
+			"step %llu: the loss is no number; the embedding is the "
+			"first to give such values",
+			at);
 	if (bad_layer > t->p.settings->config.n_layers)
-		return model_fail(-EDOM, "step %llu: the loss is no number; the head is the first "
-			"to give such values", at);
-	return model_fail(-EDOM, "step %llu: the loss is no number; layer %llu is the first to give "
-		"such values", at, layer);
+		return model_fail(-EDOM,
+			"step %llu: the loss is no number; the head is the first "
+			"to give such values",
+			at);
+	return model_fail(-EDOM,
+		"step %llu: the loss is no number; layer %llu is the first to give "
+		"such values",
+		at, layer);
 }
 
 static int begin(struct trainer *t, int is_training, uint64_t step)
@@ -227,24 +264,28 @@ static int begin(struct trainer *t, int is_training, uint64_t step)
 int trainer_gradients(struct trainer *t, uint64_t step, struct nn_step_result *result)
 {
 	const struct nn_settings *s = t->p.settings;
-	struct report report;
+	struct report report = {0};
 	int rc;
 
 	nn_params_zero_grads(t->params);
 	rc = begin(t, 1, step);
+	report.begin_ns = t->times.begin_ns;
+	report.end_ns = t->times.end_ns;
 	if (!rc)
 		rc = add_gradients(t);
 	if (rc)
 		return rc;
-	report = (struct report){t->loss, t->balance, square_sum(t), t->bad_layer};
+	report.loss = t->loss;
+	report.balance = t->balance;
+	report.bad_layer = t->bad_layer;
+	report.square_sum = square_sum(t);
 	trainer_span(t, TIMELINE_COMPUTE, "norm", 0, 0);
 	rc = agree(t, &report);
 	if (rc)
 		return rc;
 	if (!isfinite(report.loss))
 		return no_number(t, step, report.bad_layer);
-	*result = (struct nn_step_result){
-		.loss = report.loss / ((double)s->step_seqs * s->seq_len),
+	*result = (struct nn_step_result){.loss = report.loss / ((double)s->step_seqs * s->seq_len),
 		.balance = report.balance / s->step_seqs,
 		.grad_norm = sqrt(report.square_sum),
 		.learning_rate = nn_learning_rate(s, step)};
@@ -315,8 +356,10 @@ static int agree_on(struct trainer *t, struct saved *saved)
 int trainer_save(struct trainer *t, const char *dir, uint64_t n_steps)
 {
 	uint32_t n_ranks = (uint32_t)t->env->n_ranks;
-	struct nn_state state = {.settings = *t->p.settings, .step = n_steps,
-		.text_bytes = t->p.text->n_bytes, .text_digest = t->p.text->digest};
+	struct nn_state state = {.settings = *t->p.settings,
+		.step = n_steps,
+		.text_bytes = t->p.text->n_bytes,
+		.text_digest = t->p.text->digest};
 	struct saved saved = {.rc = t->env->rank ? 0 : nn_state_begin(dir)};
 	int rc = agree_on(t, &saved), begun = !rc && !saved.rc;
 

@@ -19,15 +19,26 @@ struct trainer_params {
 	uint32_t max_in_flight; /* 0: as the schedule chooses */
 	int64_t timeout_ns;
 	struct timeline *timeline; /* NULL: none */
+	/* An attention rank, in each forward of training: after routing. May be NULL. */
+	void (*routed)(void *arg, uint32_t layer, uint32_t first_seq,
+		const struct nn_attention_record *record);
+	void *arg;
 };
 
-/* Nanoseconds of this rank, of all passes since it was opened or trainer_reset_times(). */
+/* Nanoseconds of this rank, of all passes since it was opened. */
 struct trainer_times {
-	int64_t ns[TIMELINE_KINDS]; /* by what it did */
-	int64_t begin_ns, end_ns;   /* of the first and the last computation of the last pass */
-	int64_t n_passes;
+	int64_t ns[TIMELINE_KINDS];  /* by what it did */
+	int64_t begin_ns, end_ns;    /* of the first and the last computation of the last pass */
 	int64_t ops_ns[TRAIN_N_OPS]; /* computing, by operation; a rank of both kinds: together */
 	int64_t n_ops[TRAIN_N_OPS];
+	int64_t sent_ns, n_sent; /* handing rows or gradients over, in passes */
+};
+
+/* At rank 0, sums over the steps: what the clocks of all ranks say, which must be one host's. */
+struct trainer_bubble {
+	int64_t n_steps;
+	int64_t warm_up_ns, cool_down_ns; /* from the first rank's begin to the last one's; ends */
+	int64_t span_ns;                  /* first begin to last end */
 };
 
 struct trainer {
@@ -41,6 +52,7 @@ struct trainer {
 	struct attention_side *attention;
 	struct expert_side *experts;
 	struct trainer_times times;
+	struct trainer_bubble bubble;
 	int64_t mark; /* where the next span begins */
 	/* Of the pass under way. */
 	int is_training;
@@ -55,8 +67,8 @@ struct trainer {
 };
 
 /* Fills the parameters by the settings' seed. */
-int trainer_open(const struct trainer_params *params, const struct rank_env *env,
-	struct trainer **trainer);
+int trainer_open(
+	const struct trainer_params *params, const struct rank_env *env, struct trainer **trainer);
 void trainer_close(struct trainer *trainer);
 
 /*

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Distributed steps against the one-process reference: gradients of every parameter, curves of many
- * steps, evaluation, for each number of groups and ranks and each schedule. Ranks are processes that
- * compare what they hold with what the parent computed before it started them.
+ * steps, evaluation, for each number of groups and ranks and each schedule. Ranks are processes
+ * that compare what they hold with what the parent computed before it started them.
  */
 #include <math.h>
 #include <stdio.h>
@@ -48,10 +48,13 @@ static void set(struct nn_settings *s, uint32_t n_layers)
 static int open_trainer(const struct job *job, const struct rank_env *env, struct trainer **t)
 {
 	const struct layout *l = &job->layout;
-	struct trainer_params params = {.settings = &job->settings, .text = job->text,
-		.kind = l->kind, .split_weights = l->split, .timeout_ns = 60000000000};
-	int rc = place_check(l->kind == TRAIN_1F1B, l->p, l->n_a, l->n_f, &job->settings.config,
-		&params.place);
+	struct trainer_params params = {.settings = &job->settings,
+		.text = job->text,
+		.kind = l->kind,
+		.split_weights = l->split,
+		.timeout_ns = 60000000000};
+	int rc = place_check(
+		l->kind == TRAIN_1F1B, l->p, l->n_a, l->n_f, &job->settings.config, &params.place);
 
 	return rc ? rc : trainer_open(&params, env, t);
 }
@@ -144,8 +147,8 @@ static void run(struct job *job)
 	struct rank_result results[64];
 	struct ranks_params params = {.group = "train", .grace_ms = 1000};
 	struct place place;
-	int rc = place_check(l->kind == TRAIN_1F1B, l->p, l->n_a, l->n_f, &job->settings.config,
-		&place);
+	int rc = place_check(
+		l->kind == TRAIN_1F1B, l->p, l->n_a, l->n_f, &job->settings.config, &place);
 
 	params.n_ranks = place.n_ranks;
 	if (!rc)
@@ -176,8 +179,10 @@ static void close_reference(struct job *job)
 static void run_gradients(uint32_t p, uint32_t v)
 {
 	static const uint32_t splits[][2] = {{1, 1}, {2, 1}, {1, 2}, {2, 3}};
-	static const struct { enum train_schedule_kind kind; int split; } kinds[] = {
-		{TRAIN_AFPIPE, 1}, {TRAIN_AFPIPE, 0}, {TRAIN_1F1B, 1}, {TRAIN_1F1B, 0},
+	static const struct {
+		enum train_schedule_kind kind;
+		int split;
+	} kinds[] = {{TRAIN_AFPIPE, 1}, {TRAIN_AFPIPE, 0}, {TRAIN_1F1B, 1}, {TRAIN_1F1B, 0},
 		{TRAIN_SEQUENTIAL, 0}};
 	struct job job = {.n_curve = 0};
 
@@ -186,8 +191,8 @@ static void run_gradients(uint32_t p, uint32_t v)
 	job.evaluated = nn_reference_evaluate(job.reference, job.text, 17);
 	for (size_t i = 0; i < sizeof(splits) / sizeof(splits[0]); i++)
 		for (size_t k = 0; k < sizeof(kinds) / sizeof(kinds[0]); k++) {
-			job.layout = (struct layout){kinds[k].kind, p, v, splits[i][0],
-				splits[i][1], kinds[k].split};
+			job.layout = (struct layout){
+				kinds[k].kind, p, v, splits[i][0], splits[i][1], kinds[k].split};
 			run(&job);
 		}
 	close_reference(&job);
