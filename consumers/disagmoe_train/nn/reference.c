@@ -253,15 +253,21 @@ static int no_number(const struct nn_reference *r, uint64_t step)
 
 	if (!nn_all_finite(r->attention[0].x, n_values))
 		return model_fail(-EDOM, "step %llu: the loss is no number; the embedding is the "
-			"first to give such values", (unsigned long long)step);
+			"first to give such values", (unsigned long long)step + 1);
 	while (layer < n_layers && nn_all_finite(layer + 1 < n_layers ?
 		r->attention[layer + 1].x : r->head.x, n_values))
 		layer++;
 	if (layer == n_layers)
 		return model_fail(-EDOM, "step %llu: the loss is no number; the head is the first "
-			"to give such values", (unsigned long long)step);
+			"to give such values", (unsigned long long)step + 1);
 	return model_fail(-EDOM, "step %llu: the loss is no number; layer %u is the first to give "
-		"such values", (unsigned long long)step, layer);
+		"such values", (unsigned long long)step + 1, layer);
+}
+
+int nn_no_gradient(uint64_t step, double loss)
+{
+	return model_fail(-EDOM, "step %llu: the loss is %g, but the norm of its gradients is no "
+		"number", (unsigned long long)step + 1, loss);
 }
 
 /* Gives the arrays another number of sequences, at most n_seqs. */
@@ -276,7 +282,7 @@ int nn_reference_gradients(struct nn_reference *reference, const struct nn_text 
 {
 	struct nn_reference *r = reference;
 	const struct nn_settings *s = &r->settings;
-	double n_tokens = (double)s->step_seqs * s->seq_len, loss = 0, balance = 0;
+	double n_tokens = (double)s->step_seqs * s->seq_len, loss = 0, balance = 0, norm;
 
 	set_batch(r, r->n_seqs);
 	nn_params_zero_grads(r->params);
@@ -294,9 +300,12 @@ int nn_reference_gradients(struct nn_reference *reference, const struct nn_text 
 		loss += loss_sum;
 		balance += balance_sum;
 	}
+	norm = sqrt(nn_params_square_sum(r->params));
+	if (!isfinite(norm))
+		return nn_no_gradient(step, loss / n_tokens);
 	*result = (struct nn_step_result){.loss = loss / n_tokens,
 		.balance = balance / s->step_seqs,
-		.grad_norm = sqrt(nn_params_square_sum(r->params)),
+		.grad_norm = norm,
 		.learning_rate = nn_learning_rate(s, step)};
 	return 0;
 }

@@ -34,6 +34,8 @@ struct nn_step_result {
 	double grad_norm; /* before clipping */
 	double learning_rate;
 };
+/* -EDOM with the text of a step whose gradients are no numbers, which must not be applied. */
+int nn_no_gradient(uint64_t step, double loss);
 
 /* Fills the parameters by settings->seed. 0; -EINVAL; -ENOMEM. */
 int nn_reference_open(const struct nn_settings *settings, struct nn_reference **reference);
@@ -48,8 +50,9 @@ void nn_reference_forward(struct nn_reference *reference);
 void nn_reference_backward(struct nn_reference *reference, double loss_scale,
 	double balance_scale, double *loss_sum, double *balance_sum);
 /*
- * Loss and gradients of step `step`, all micro-batches; parameters stay. -EDOM: the loss is no
- * number; the text names the step and the first layer whose values are none.
+ * Loss and gradients of step `step`, all micro-batches; parameters stay. -EDOM: the loss or the
+ * gradients' norm is no number; the text names the step, counted from 1, and of the loss the first
+ * layer whose values are none.
  */
 int nn_reference_gradients(struct nn_reference *reference, const struct nn_text *text,
 	uint64_t step, struct nn_step_result *result);

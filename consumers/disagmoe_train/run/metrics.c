@@ -10,10 +10,38 @@
 
 #include "model/error.h"
 
+/* The steps after a checkpoint are done again: their lines go. */
+static int cut_csv(FILE *csv, uint64_t n_steps)
+{
+	char *line = NULL;
+	size_t room = 0;
+	off_t end = 0;
+
+	while (getline(&line, &room, csv) > 0 && (end == 0 || strtoull(line, NULL, 10) <= n_steps))
+		end = ftello(csv);
+	free(line);
+	return ftruncate(fileno(csv), end) || fseeko(csv, 0, SEEK_END);
+}
+
+static int open_csv(struct metrics *m)
+{
+	const struct run_options *o = m->options;
+
+	m->csv = o->resume ? fopen(o->metrics_path, "r+e") : NULL;
+	if (!m->csv)
+		m->csv = fopen(o->metrics_path, "we");
+	if (!m->csv || cut_csv(m->csv, o->first_step))
+		return model_fail(-errno, "%s: %s", o->metrics_path, strerror(errno));
+	if (ftello(m->csv) == 0)
+		fprintf(m->csv, "step,loss,held_back,balance,grad_norm,learning_rate,seconds,"
+				"tokens_per_s\n");
+	return 0;
+}
+
 int metrics_open(const struct run_options *o, struct metrics **metrics)
 {
 	struct metrics *m = calloc(1, sizeof(*m));
-	const char *mode = o->resume ? "ae" : "we";
+	int rc;
 
 	if (m)
 		m->seconds = calloc(o->n_steps - o->first_step, sizeof(*m->seconds));
@@ -25,17 +53,10 @@ int metrics_open(const struct run_options *o, struct metrics **metrics)
 	m->options = o;
 	m->held_back = m->exposed = NAN;
 	m->begin_ns = timeline_now();
-	if (o->metrics_path) {
-		m->csv = fopen(o->metrics_path, mode);
-		if (!m->csv) {
-			int rc = model_fail(-errno, "%s: %s", o->metrics_path, strerror(errno));
-
-			metrics_close(m);
-			return rc;
-		}
-		if (ftell(m->csv) == 0)
-			fprintf(m->csv, "step,loss,held_back,balance,grad_norm,learning_rate,"
-					"seconds,tokens_per_s\n");
+	rc = o->metrics_path ? open_csv(m) : 0;
+	if (rc) {
+		metrics_close(m);
+		return rc;
 	}
 	if (!o->quiet)
 		printf("%8s %9s %9s %9s %9s %10s\n", "step", "loss", "held-back", "norm", "rate",
@@ -82,7 +103,17 @@ static void print_step(const struct metrics *m, uint64_t step, double held_back,
 	fflush(stdout);
 }
 
-int metrics_step(struct metrics *m, uint64_t step, double held_back)
+/* A full disk is no reason to stop. */
+static void give_up_csv(struct metrics *m, uint64_t step)
+{
+	fprintf(stderr, "disagmoe_train run: step %llu: %s: %s; no more steps are written there\n",
+		(unsigned long long)step + 1, m->options->metrics_path, strerror(errno));
+	fclose(m->csv);
+	m->csv = NULL;
+	m->has_failed = 1;
+}
+
+void metrics_step(struct metrics *m, uint64_t step, double held_back)
 {
 	const struct nn_settings *s = &m->options->settings;
 	double seconds = m->seconds[m->n_steps - 1];
@@ -95,10 +126,10 @@ int metrics_step(struct metrics *m, uint64_t step, double held_back)
 	}
 	print_step(m, step, held_back, rate);
 	if (!m->csv)
-		return 0;
+		return;
 	fprintf(m->csv, "%llu,%.17g,%s,%.9g,%.9g,%.9g,%.6f,%.1f\n", (unsigned long long)step + 1,
 		m->last.loss, evaluated, m->last.balance, m->last.grad_norm, m->last.learning_rate,
 		seconds, rate);
-	return fflush(m->csv) ? model_fail(-EIO, "%s: cannot be written", m->options->metrics_path)
-			      : 0;
+	if (fflush(m->csv))
+		give_up_csv(m, step);
 }

@@ -20,6 +20,7 @@ struct metrics_rank {
 struct metrics {
 	const struct run_options *options;
 	FILE *csv;
+	int has_failed; /* the CSV was given up */
 	int64_t begin_ns, step_ns; /* of the run; begin of the step under way */
 	double *seconds;           /* [n_steps] of each, without evaluation and checkpoint */
 	uint64_t n_steps;
@@ -31,9 +32,9 @@ struct metrics {
 int metrics_open(const struct run_options *options, struct metrics **metrics);
 void metrics_close(struct metrics *metrics);
 void metrics_begin_step(struct metrics *metrics);
-/* After a step; held_back is NaN where it was not evaluated. -errno: the CSV cannot be written. */
 void metrics_end_step(struct metrics *metrics, const struct nn_step_result *result);
-int metrics_step(struct metrics *metrics, uint64_t step, double held_back);
+/* After a step; held_back is NaN where it was not evaluated. */
+void metrics_step(struct metrics *metrics, uint64_t step, double held_back);
 /* Prints the report, and writes it where --json says. ranks: [place.n_ranks] */
 int metrics_report(
 	struct metrics *metrics, const struct trainer *trainer, const struct metrics_rank *ranks);

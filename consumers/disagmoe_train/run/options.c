@@ -8,9 +8,12 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "model/error.h"
 #include "nn/state.h"
+#include "nn/state_files.h"
 #include "report/options.h"
 
 static const struct option_row rows[] = {
@@ -76,12 +79,12 @@ static const struct option_row rows[] = {
 	{"timeline", 0, "DIR", "writes timeline.json (Chrome trace) and timeline.svg", OPTION_TEXT,
 		AT(timeline_dir), 0, 0},
 	{"timeline-step", 0, "N", "the step that the picture shows (the one before the last)",
-		OPTION_U64, AT(timeline_step), 0, 1e15},
+		OPTION_U64, AT(timeline_step), 1, 1e15},
 	{"dump-routing", 0, "FILE", "routing of the last step, as a trace", OPTION_TEXT,
 		AT(dump_path), 0, 0},
 	{"timeout", 0, "S", "of every wait (120)", OPTION_REAL, AT(timeout_s), 0.001, 1e6},
 	{"kill-rank", 0, "N", "test: kill -9 of that rank ...", OPTION_INT, AT(kill_rank), 0, 1e6},
-	{"kill-step", 0, "N", "... in that step", OPTION_U64, AT(kill_step), 0, 1e15},
+	{"kill-step", 0, "N", "... in that step (1)", OPTION_U64, AT(kill_step), 1, 1e15},
 	{"launched", 0, NULL, "mpirun, srun or torchrun started this rank", OPTION_FLAG,
 		AT(launched), 0, 0},
 	{"no-pin", 0, NULL, "ranks are not bound to cores", OPTION_FLAG, AT(no_pin), 0, 0},
@@ -111,8 +114,7 @@ static const char *check(void *into, const unsigned char *given)
 	for (size_t i = 0; o->resume && i < N_ROWS; i++)
 		if (given[i] && is_setting(&rows[i])) {
 			snprintf(text, sizeof(text),
-				"--%s: a resumed run has it from its "
-				"checkpoint",
+				"--%s: a resumed run has it from its checkpoint; leave it out",
 				rows[i].name);
 			return text;
 		}
@@ -157,6 +159,79 @@ static int read_checkpoint(struct run_options *o)
 	return 0;
 }
 
+static int check_ranges(const struct run_options *o)
+{
+	uint32_t n_seqs = o->settings.step_seqs / o->settings.n_micro_batches;
+
+	if (n_seqs < o->place.n_a)
+		return model_fail(-EINVAL,
+			"a micro-batch of %u sequences (%u of a step in %u) for %u attention "
+			"ranks: there would be ranks without one; take more --sequences or fewer "
+			"--micro-batches",
+			n_seqs, o->settings.step_seqs, o->settings.n_micro_batches, o->place.n_a);
+	if (o->timeline_dir && (o->timeline_step <= o->first_step || o->timeline_step > o->n_steps))
+		return model_fail(-EINVAL, "--timeline-step %llu: the run has steps %llu to %llu",
+			(unsigned long long)o->timeline_step, (unsigned long long)o->first_step + 1,
+			(unsigned long long)o->n_steps);
+	if (o->kill_rank >= o->place.n_ranks)
+		return model_fail(-EINVAL, "--kill-rank %d: there are ranks 0 to %d", o->kill_rank,
+			o->place.n_ranks - 1);
+	return 0;
+}
+
+/* The directory that path is or would be an entry of. */
+static int check_parent(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	char parent[4096];
+
+	if (slash)
+		snprintf(parent, sizeof(parent), "%.*s", (int)(slash - path) + 1, path);
+	if (access(slash ? parent : ".", W_OK | X_OK))
+		return model_fail(-errno, "%s: %s", path, strerror(errno));
+	return 0;
+}
+
+static int check_file(const char *path)
+{
+	struct stat st;
+
+	if (!path)
+		return 0;
+	if (stat(path, &st))
+		return errno == ENOENT ? check_parent(path)
+				       : model_fail(-errno, "%s: %s", path, strerror(errno));
+	if (S_ISDIR(st.st_mode))
+		return model_fail(-EISDIR, "%s: is a directory", path);
+	return access(path, W_OK) ? model_fail(-errno, "%s: %s", path, strerror(errno)) : 0;
+}
+
+static int check_checkpoint(const char *dir)
+{
+	struct nn_state_paths paths;
+	int rc = nn_state_paths(dir, &paths);
+
+	if (!rc)
+		rc = nn_state_walk(paths.dir, 0);
+	return rc == -ENOENT ? check_parent(paths.dir) : rc;
+}
+
+/* What a run would notice at its end only. */
+static int check_outputs(const struct run_options *o)
+{
+	int rc = check_file(o->metrics_path);
+
+	if (!rc)
+		rc = check_file(o->json_path);
+	if (!rc)
+		rc = check_file(o->dump_path);
+	if (!rc && o->checkpoint_dir)
+		rc = check_checkpoint(o->checkpoint_dir);
+	if (!rc && o->timeline_dir && mkdir(o->timeline_dir, 0777) && errno != EEXIST)
+		rc = model_fail(-errno, "%s: %s", o->timeline_dir, strerror(errno));
+	return rc;
+}
+
 int run_options_parse(int argc, char **argv, struct run_options *o)
 {
 	int rc;
@@ -169,9 +244,9 @@ int run_options_parse(int argc, char **argv, struct run_options *o)
 		.n_steps = 200,
 		.evaluate_every = 50,
 		.evaluate_seqs = 64,
-		.timeline_step = UINT64_MAX,
 		.timeout_s = 120,
-		.kill_rank = -1};
+		.kill_rank = -1,
+		.kill_step = 1};
 	rc = find_settings(argc, argv, o);
 	if (!rc && train_schedule_parse(o->schedule, &o->kind))
 		rc = model_fail(-EINVAL, "--schedule: '%s' is none of afpipe, 1f1b, sequential",
@@ -183,7 +258,9 @@ int run_options_parse(int argc, char **argv, struct run_options *o)
 	if (!rc)
 		rc = place_check(o->kind == TRAIN_1F1B, o->n_groups, o->n_attention, o->n_ffn,
 			&o->settings.config, &o->place);
-	if (!rc && o->timeline_step == UINT64_MAX)
-		o->timeline_step = o->n_steps > o->first_step + 1 ? o->n_steps - 2 : o->first_step;
-	return rc;
+	if (!rc && !o->timeline_step)
+		o->timeline_step = o->n_steps - (o->n_steps > o->first_step + 1);
+	if (!rc)
+		rc = check_ranges(o);
+	return rc ? rc : check_outputs(o);
 }

@@ -13,11 +13,11 @@ struct run_options {
 	uint64_t n_steps, evaluate_every, checkpoint_every;
 	size_t evaluate_seqs;
 	const char *checkpoint_dir, *metrics_path, *json_path, *timeline_dir, *dump_path;
-	uint64_t timeline_step; /* the first that is drawn */
+	uint64_t timeline_step; /* which is drawn, from 1 */
 	int resume, launched, no_pin, quiet;
 	double timeout_s;
 	int kill_rank;
-	uint64_t kill_step;
+	uint64_t kill_step; /* from 1 */
 	/* After parsing. */
 	enum train_schedule_kind kind;
 	struct place place;
@@ -25,7 +25,7 @@ struct run_options {
 };
 
 /* Ends the process for what cannot be parsed. 0, or a negative code with a text: a checkpoint that
- * cannot be read, sizes that do not fit. */
+ * cannot be read, sizes that do not fit, a place where nothing can be written. */
 int run_options_parse(int argc, char **argv, struct run_options *options);
 
 #endif

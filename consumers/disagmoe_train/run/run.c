@@ -76,9 +76,9 @@ static int train_step(struct run *r, uint64_t step, struct nn_step_result *resul
 	struct trainer *t = r->trainer;
 	int is_last = step + 1 == o->n_steps, rc = 0;
 
-	if (t->env->rank == o->kill_rank && step == o->kill_step)
+	if (t->env->rank == o->kill_rank && step + 1 == o->kill_step)
 		kill_soon();
-	t->p.timeline = step == o->timeline_step ? r->timeline : NULL;
+	t->p.timeline = step + 1 == o->timeline_step ? r->timeline : NULL;
 	if (is_last && o->dump_path && t->attention)
 		rc = dump_open(o->dump_path, t->env->rank, &o->settings.config, &r->dump);
 	if (!rc)
@@ -109,7 +109,7 @@ static int go_one_step(struct run *r, uint64_t step)
 	if (!rc && (is_last || (step + 1) % o->evaluate_every == 0))
 		rc = trainer_evaluate(r->trainer, o->evaluate_seqs, &held_back);
 	if (!rc && r->metrics)
-		rc = metrics_step(r->metrics, step, held_back);
+		metrics_step(r->metrics, step, held_back);
 	if (!rc && o->checkpoint_dir &&
 		(is_last || (o->checkpoint_every && (step + 1) % o->checkpoint_every == 0)))
 		rc = save(r, step + 1);
@@ -138,7 +138,7 @@ static int merge_timelines(struct run *r)
 		snprintf(paths[n + 1], sizeof(*paths), "%s/timeline.svg", r->options.timeline_dir);
 		snprintf(title, sizeof(title), "%s, step %llu",
 			train_schedule_name(r->options.kind),
-			(unsigned long long)r->options.timeline_step + 1);
+			(unsigned long long)r->options.timeline_step);
 		rc = timeline_merge(list, (size_t)n, paths[n], paths[n + 1], title, 0, 0);
 	}
 	if (!rc)
@@ -225,12 +225,21 @@ static int open_rank(struct run *r, const struct rank_env *env)
 	return rc;
 }
 
+/* What is no number all ranks see alike. */
+static void advise(void)
+{
+	char text[1024];
+
+	snprintf(text, sizeof(text), "%s", model_error());
+	model_fail(-EDOM, "%s; try a smaller --learning-rate", text);
+}
+
 static int be_rank(const struct rank_env *env, void *arg)
 {
 	struct run *r = arg;
 	const struct run_options *o = &r->options;
 	char where[64] = "start";
-	int rc = open_rank(r, env);
+	int rc = open_rank(r, env), is_partial;
 
 	for (uint64_t step = o->first_step; !rc && step < o->n_steps; step++) {
 		snprintf(where, sizeof(where), "step %llu", (unsigned long long)step + 1);
@@ -240,12 +249,15 @@ static int be_rank(const struct rank_env *env, void *arg)
 		snprintf(where, sizeof(where), "end");
 		rc = finish(r);
 	}
-	if (rc < 0)
+	if (rc == -EDOM)
+		advise();
+	else if (rc < 0)
 		comm_abandon(env, rc, where);
+	is_partial = r->checkpoint_failed || (r->metrics && r->metrics->has_failed);
 	metrics_close(r->metrics);
 	timeline_close(r->timeline);
 	trainer_close(r->trainer);
-	return rc < 0 ? rc : r->checkpoint_failed;
+	return rc < 0 ? rc : is_partial;
 }
 
 static int check_text(const struct run *r)
@@ -257,6 +269,18 @@ static int check_text(const struct run *r)
 		rc = model_fail(-EINVAL, "%s: the checkpoint was trained on another text",
 			r->options.text_path);
 	return rc;
+}
+
+/* After a failure: what is there to go on from. */
+static void name_checkpoint(const struct run_options *o)
+{
+	struct nn_state state;
+
+	if (o->checkpoint_dir && !o->launched && !nn_state_read(o->checkpoint_dir, &state))
+		fprintf(stderr,
+			"disagmoe_train run: %s: whole, of step %llu; --resume goes on from it, on "
+			"any number of ranks\n",
+			o->checkpoint_dir, (unsigned long long)state.step);
 }
 
 static int run_all(struct run *r)
@@ -277,6 +301,8 @@ static int run_all(struct run *r)
 			fprintf(stderr, "disagmoe_train run: rank %d was ended by signal %d\n", i,
 				results[i].signal);
 	free(results);
+	if (rc > 0)
+		name_checkpoint(o);
 	return rc;
 }
 
@@ -285,6 +311,8 @@ int run_main(int argc, char **argv)
 	static struct run run;
 	int rc = run_options_parse(argc, argv, &run.options);
 
+	/* A limit on files' sizes is an error like a full disk. */
+	signal(SIGXFSZ, SIG_IGN);
 	if (!rc)
 		rc = nn_text_open(run.options.text_path, run.options.settings.seq_len,
 			run.options.settings.held_back, &run.text);

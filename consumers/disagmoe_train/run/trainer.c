@@ -234,7 +234,7 @@ static int agree(struct trainer *t, struct report *report)
 
 static int no_number(const struct trainer *t, uint64_t step, uint64_t bad_layer)
 {
-	unsigned long long at = step, layer = bad_layer - 1;
+	unsigned long long at = step + 1, layer = bad_layer - 1;
 
 	if (bad_layer == 0)
 		return model_fail(-EDOM,
@@ -285,6 +285,8 @@ int trainer_gradients(struct trainer *t, uint64_t step, struct nn_step_result *r
 		return rc;
 	if (!isfinite(report.loss))
 		return no_number(t, step, report.bad_layer);
+	if (!isfinite(report.square_sum))
+		return nn_no_gradient(step, report.loss / ((double)s->step_seqs * s->seq_len));
 	*result = (struct nn_step_result){.loss = report.loss / ((double)s->step_seqs * s->seq_len),
 		.balance = report.balance / s->step_seqs,
 		.grad_norm = sqrt(report.square_sum),

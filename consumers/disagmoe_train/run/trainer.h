@@ -73,7 +73,8 @@ void trainer_close(struct trainer *trainer);
 
 /*
  * Loss and gradients of a step; gradients are summed over the attention ranks of a group. *result
- * is the same on all ranks. -EDOM: the loss is no number; the text names step and layer.
+ * is the same on all ranks. -EDOM: the loss or the gradients' norm is no number; the text names the
+ * step, counted from 1, and the loss's layer.
  */
 int trainer_gradients(struct trainer *trainer, uint64_t step, struct nn_step_result *result);
 /* The same, then clipping and AdamW. */

@@ -397,11 +397,42 @@ static void what_is_no_number_is_named(void **state)
 		for (size_t j = 0; j < param->n_values; j++)
 			param->value[j] = i % 2 ? INFINITY : NAN;
 		assert_int_equal(nn_reference_step(r, text, 17, &result), -EDOM);
-		assert_non_null(strstr(model_error(), "step 17"));
+		assert_non_null(strstr(model_error(), "step 18"));
 		assert_non_null(strstr(model_error(), cases[i].named));
 		assert_true(result.loss == 7);
 		nn_reference_close(r);
 	}
+	nn_text_close(text);
+}
+
+static void scale(struct nn_reference *r, const char *name, float factor)
+{
+	struct nn_param *param = nn_params_find(r->params, name);
+
+	for (size_t i = 0; i < param->n_values; i++)
+		param->value[i] *= factor;
+}
+
+/* A loss that is a number, but no step may follow: values that are 0 meet large ones backward. */
+static void gradients_that_are_no_numbers_are_not_applied(void **state)
+{
+	struct nn_settings settings = tiny();
+	struct nn_text *text = open_text(&settings);
+	struct nn_reference *r = open_reference(&settings);
+	struct nn_step_result result = {.loss = 7};
+	float before;
+
+	(void)state;
+	scale(r, "lm_head.weight", 1e6f);
+	scale(r, "model.layers.0.self_attn.o_proj.weight", 1e38f);
+	scale(r, "model.layers.0.self_attn.v_proj.weight", 0);
+	before = r->params->values[0];
+	assert_int_equal(nn_reference_step(r, text, 2, &result), -EDOM);
+	assert_non_null(strstr(model_error(), "step 3: the loss is "));
+	assert_non_null(strstr(model_error(), "norm of its gradients"));
+	assert_true(result.loss == 7);
+	assert_memory_equal(&before, r->params->values, sizeof(before));
+	nn_reference_close(r);
 	nn_text_close(text);
 }
 
@@ -488,6 +519,7 @@ int main(void)
 		cmocka_unit_test(text_is_learned),
 		cmocka_unit_test(generates_what_is_served),
 		cmocka_unit_test(what_is_no_number_is_named),
+		cmocka_unit_test(gradients_that_are_no_numbers_are_not_applied),
 		cmocka_unit_test(texts),
 		cmocka_unit_test(settings_are_checked),
 	};
