@@ -145,6 +145,10 @@ static void find_inputs(struct building *b)
 
 static void count_live(const struct steps_op *op, size_t *live, struct steps_worker *worker)
 {
+	/* There and back at once, as the head goes: nothing is kept. */
+	if (op->n_parts == 2 && op->parts[0].stage == op->parts[1].stage &&
+		op->parts[0].micro == op->parts[1].micro)
+		return;
 	for (size_t part = 0; part < op->n_parts; part++)
 		*live += op->parts[part].kind == TRAIN_FORWARD;
 	if (*live > worker->live)
