@@ -178,8 +178,8 @@ static void start(struct m2n_exchange *x, struct m2n__tx *tx)
 		first = atomic_load_explicit(x->spec.tx_round, memory_order_seq_cst);
 	atomic_store_explicit(&tx->first_round, first, memory_order_relaxed);
 	atomic_store_explicit(&tx->up, 1, memory_order_release);
+	m2n__exchange_changed(x); /* the kernel of that round has to find the link */
 	atomic_store_explicit(&x->linking, 0, memory_order_seq_cst);
-	m2n__exchange_changed(x);
 	if (!x->connected || !x->spec.tx_round)
 		return;
 	m2n__link_say(tx->peer, M2N__FRAME_START, x->name, first, x->instance);
