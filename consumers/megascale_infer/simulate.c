@@ -20,7 +20,8 @@
 #include "pipeline.h"
 
 struct simulate {
-	double t_a_us, t_e_us, t_c_us, k4_us, product_us, m, layers, iterations, window, seed;
+	double t_a_us, t_e_us, t_c_us, sample_us, k4_us, product_us, m, layers, iterations, window,
+		seed;
 	const char *plan_path, *routing_path, *jitter_path;
 	int json;
 	struct load_trace trace;
@@ -38,6 +39,7 @@ static const struct number {
 	{"t-a-us", 0, 1e9, offsetof(struct simulate, t_a_us), 0},
 	{"t-e-us", 0, 1e9, offsetof(struct simulate, t_e_us), 0},
 	{"t-c-us", 0, 1e9, offsetof(struct simulate, t_c_us), 0},
+	{"sample-us", 0, 1e9, offsetof(struct simulate, sample_us), 0},
 	{"k4-us", 0, 1e9, offsetof(struct simulate, k4_us), 0},
 	{"micro-batches", 1, PIPELINE_MAX_M, offsetof(struct simulate, m), 1},
 	{"layers", 1, 10000, offsetof(struct simulate, layers), 1},
@@ -54,12 +56,16 @@ static const struct argp_option options[] = {
 	{"t-a-us", KEY_NUMBER, "X", 0, "T_a of a micro-batch and layer", 1},
 	{"t-e-us", KEY_NUMBER + 1, "X", 0, "T_e, at the experts' mean load", 1},
 	{"t-c-us", KEY_NUMBER + 2, "X", 0, "T_c one way", 1},
-	{"k4-us", KEY_NUMBER + 3, "X", 0, "what of T_e does not depend on the load (0)", 1},
-	{"micro-batches", KEY_NUMBER + 4, "N", 0, "m", 1},
-	{"layers", KEY_NUMBER + 5, "N", 0, "layers of an iteration", 1},
-	{"iterations", KEY_NUMBER + 6, "N", 0, "tokens of each sequence (10)", 1},
-	{"window", KEY_NUMBER + 7, "N", 0, "tokens of a micro-batch in the trace (128)", 1},
-	{"seed", KEY_NUMBER + 8, "N", 0, "of the jitter (1)", 1},
+	{"sample-us", KEY_NUMBER + 3, "X", 0,
+		"what attention ranks do between the last layer and the first of the next token "
+		"(0)",
+		1},
+	{"k4-us", KEY_NUMBER + 4, "X", 0, "what of T_e does not depend on the load (0)", 1},
+	{"micro-batches", KEY_NUMBER + 5, "N", 0, "m", 1},
+	{"layers", KEY_NUMBER + 6, "N", 0, "layers of an iteration", 1},
+	{"iterations", KEY_NUMBER + 7, "N", 0, "tokens of each sequence (10)", 1},
+	{"window", KEY_NUMBER + 8, "N", 0, "tokens of a micro-batch in the trace (128)", 1},
+	{"seed", KEY_NUMBER + 9, "N", 0, "of the jitter (1)", 1},
 	{0},
 };
 
@@ -70,7 +76,7 @@ static void set_number(struct argp_state *state, const struct number *row, const
 
 	*value = strtod(text, &end);
 	if (end == text || *end || !(*value >= row->min && *value <= row->max) ||
-	    (row->whole && *value != floor(*value)))
+		(row->whole && *value != floor(*value)))
 		argp_error(state, "--%s: '%s' is no %s from %g to %g", row->name, text,
 			row->whole ? "whole number" : "number", row->min, row->max);
 }
@@ -112,8 +118,11 @@ static int read_plan(struct simulate *s)
 		const char *name;
 		double *value;
 	} members[] = {
-		{"t_a_us", &s->t_a_us}, {"t_e_us", &s->t_e_us}, {"t_c_us", &s->t_c_us},
-		{"m", &s->m}, {"layers", &s->layers},
+		{"t_a_us", &s->t_a_us},
+		{"t_e_us", &s->t_e_us},
+		{"t_c_us", &s->t_c_us},
+		{"m", &s->m},
+		{"layers", &s->layers},
 	};
 	int own = s->t_e_us < 0 && s->k4_us < 0, rc = 0;
 
@@ -130,9 +139,9 @@ static int read_plan(struct simulate *s)
 	}
 	if (!rc && own) {
 		s->k4_us = fmin(s->t_e_us, json_number_value(json_object_get(plan, "k4_us")));
-		s->product_us = fmin(s->t_e_us,
-			json_number_value(json_object_get(plan, "product_e_us")) *
-				json_number_value(json_object_get(plan, "b_e")));
+		s->product_us =
+			fmin(s->t_e_us, json_number_value(json_object_get(plan, "product_e_us")) *
+						json_number_value(json_object_get(plan, "b_e")));
 	}
 	json_decref(root);
 	return rc;
@@ -145,7 +154,7 @@ static int read_inputs(struct simulate *s)
 	s->k4_us = fmax(s->k4_us, 0);
 	if (!rc && (s->t_a_us < 0 || s->t_e_us < 0 || s->t_c_us < 0 || s->m < 1 || s->layers < 1))
 		rc = model_fail(-EINVAL, "--plan, or --t-a-us, --t-e-us, --t-c-us, "
-			"--micro-batches and --layers are wanted");
+					 "--micro-batches and --layers are wanted");
 	if (!rc && (s->m > PIPELINE_MAX_M || s->layers > 10000))
 		rc = model_fail(-EINVAL, "m of %g up to %d, %g layers up to 10000", s->m,
 			PIPELINE_MAX_M, s->layers);
@@ -162,8 +171,9 @@ static int read_inputs(struct simulate *s)
 
 static double attention_time(void *context, const struct pipeline_step *step)
 {
-	(void)step;
-	return ((struct simulate *)context)->t_a_us * 1e-6;
+	const struct simulate *s = context;
+
+	return (s->t_a_us + (step->iteration && !step->layer ? s->sample_us : 0)) * 1e-6;
 }
 
 static double transfer_time(void *context, const struct pipeline_step *step)
@@ -189,7 +199,7 @@ static double expert_time(void *context, const struct pipeline_step *step, size_
 
 struct expected {
 	double low, high, total; /* (4), (5), in s */
-	int full; /* (3) holds */
+	int full;                /* (2) and (3) hold, and nothing comes between iterations */
 };
 
 static struct expected equations(const struct simulate *s)
@@ -200,7 +210,7 @@ static struct expected equations(const struct simulate *s)
 		.low = (way + s->m * t_f * (s->layers - 1)) * 1e-6,
 		.high = s->m * t_f * s->layers * 1e-6,
 		.total = (way + t_f * (s->m * s->layers - 1)) * 1e-6,
-		.full = s->t_c_us < t_f && s->m * t_f >= 2 * (t_f + s->t_c_us),
+		.full = !s->sample_us && s->t_c_us < t_f && s->m * t_f >= 2 * (t_f + s->t_c_us),
 	};
 }
 
@@ -210,10 +220,10 @@ static int print_json(const struct simulate *s, const struct expected *e,
 	json_t *root = json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:b, s:f, s:f, s:f, s:f}",
 		"first_ms", r->first * 1e3, "total_ms", r->total * 1e3, "tpot_ms", tpot * 1e3,
 		"equation_4_low_ms", e->low * 1e3, "equation_4_high_ms", e->high * 1e3,
-		"equation_5_ms", e->total * 1e3, "equations_hold", e->full && !s->jitter.n &&
-			!s->trace.experts, "attention_busy", r->attention_busy,
-		"expert_busy", r->expert_busy, "busiest_expert", r->busiest_expert,
-		"network_busy", r->network_busy);
+		"equation_5_ms", e->total * 1e3, "equations_hold",
+		e->full && !s->jitter.n && !s->trace.experts, "attention_busy", r->attention_busy,
+		"expert_busy", r->expert_busy, "busiest_expert", r->busiest_expert, "network_busy",
+		r->network_busy);
 	int rc = root ? json_dumpf(root, stdout, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : -1;
 
 	json_decref(root);
@@ -235,12 +245,14 @@ static void print_text(const struct simulate *s, const struct expected *e,
 		r->attention_busy * 100, r->expert_busy * 100, r->busiest_expert * 100,
 		r->network_busy * 100);
 	if (!e->full)
-		printf("(2) or (3) does not hold: (4) and (5) are of a full pipeline\n");
+		printf("(2) or (3) does not hold, or there is sampling: (4) and (5) are of a full "
+		       "pipeline\n");
 }
 
 static int simulate(struct simulate *s)
 {
-	struct pipeline_params params = {.m = (size_t)s->m, .n_layers = (size_t)s->layers,
+	struct pipeline_params params = {.m = (size_t)s->m,
+		.n_layers = (size_t)s->layers,
 		.n_iterations = (size_t)s->iterations,
 		.n_experts = s->trace.experts ? s->trace.n_experts : 1,
 		.times = {s, attention_time, transfer_time, expert_time}};
@@ -267,8 +279,15 @@ int simulate_main(int argc, char **argv)
 	static const struct argp argp = {options, parse_one, NULL,
 		"Simulates the ping-pong of m micro-batches between attention and experts.", NULL,
 		NULL, NULL};
-	struct simulate s = {.t_a_us = -1, .t_e_us = -1, .t_c_us = -1, .k4_us = -1, .m = -1,
-		.layers = -1, .iterations = 10, .window = 128, .seed = 1};
+	struct simulate s = {.t_a_us = -1,
+		.t_e_us = -1,
+		.t_c_us = -1,
+		.k4_us = -1,
+		.m = -1,
+		.layers = -1,
+		.iterations = 10,
+		.window = 128,
+		.seed = 1};
 	int rc;
 
 	argp_err_exit_status = 2;
