@@ -15,15 +15,59 @@ static uint32_t n_owners(uint64_t owners)
 	return (uint32_t)__builtin_popcountll(owners);
 }
 
-void owners_first(const struct owners_shape *s, uint64_t *owners)
+void owners_shape(struct owners_shape *s, uint32_t n_layers, uint32_t n_experts, uint32_t n_ranks,
+	uint32_t n_replicas)
 {
+	uint32_t n_ids = n_layers * n_experts, even = (n_ids + n_ranks - 1) / n_ranks;
+
+	*s = (struct owners_shape){n_ids, n_experts, n_ranks, n_replicas,
+		.max_local = 2 * even + 2 < n_ids ? 2 * even + 2 : n_ids,
+		.max_total = 2 * n_ids + n_ranks};
+	if (s->max_total < n_replicas * n_ids)
+		s->max_total = n_replicas * n_ids;
+}
+
+uint32_t *owners_list(const struct owners_shape *s, const uint64_t *owners)
+{
+	uint32_t n = 0, *ranks, *first;
+
+	first = malloc((s->n_ids + 1 + (size_t)s->max_total) * sizeof(*first));
+	if (!first)
+		return NULL;
+	ranks = first + s->n_ids + 1;
+	for (uint32_t id = 0; id < s->n_ids; id++) {
+		first[id] = n;
+		for (uint64_t left = owners[id]; left && n < s->max_total; left &= left - 1)
+			ranks[n++] = (uint32_t)__builtin_ctzll(left);
+	}
+	first[s->n_ids] = n;
+	return first;
+}
+
+void owners_first(struct owners_shape *s, uint64_t *owners)
+{
+	uint32_t n_local[64] = {0};
+
 	for (uint32_t id = 0; id < s->n_ids; id++) {
 		uint64_t home = (uint64_t)(id % s->n_experts) * s->n_ranks / s->n_experts;
 
 		owners[id] = 0;
-		for (uint32_t i = 0; i < s->n_replicas; i++)
-			owners[id] |= BIT((home + i) % s->n_ranks);
+		for (uint32_t i = 0; i < s->n_replicas; i++) {
+			uint32_t rank = (uint32_t)((home + i) % s->n_ranks);
+
+			owners[id] |= BIT(rank);
+			if (++n_local[rank] > s->max_local)
+				s->max_local = n_local[rank];
+		}
 	}
+}
+
+const int32_t *owners_orphan(const uint64_t *owners, uint64_t lost, const int32_t *ids, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (!(owners[ids[i]] & ~lost))
+			return &ids[i];
+	return NULL;
 }
 
 static int by_falling_load(const void *a, const void *b, void *arg)

@@ -4,12 +4,12 @@
  * the rows of the last one, by libm2n's greedy placement with replicas, and switched between two
  * rounds by the channel's map.
  *
- * With a window of W rounds and the switch of number k at round k W, each expert rank puts its rows
- * by expert into the group's store before round k W - 2 D, the lowest expert rank that lives reads
- * them before round k W - D and puts the owners there, and everybody gets them before round k W. D
- * is more than the rounds in flight: nobody has passed k W when the owners are there, and whoever
- * lives has put its rows when they are read. While an expert rank is lost, or was not there for the
- * whole window, everything stays: the switch says so by an empty value.
+ * With a window of W rounds and the switch of number k at round k W, each attention rank puts its
+ * rows by expert into the group's store before round k W - 2 D, the first one reads them before
+ * round k W - D and puts the owners there, and everybody gets them before round k W. D is more than
+ * the rounds in flight: whoever is in the rounds has put what the others look for, so nobody waits,
+ * and what is not there is of a rank that has left. While an expert rank is lost or comes in,
+ * everything stays: the switch says so by an empty value.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -20,11 +20,8 @@
 #include "model/error.h"
 #include "transport_m2n.h"
 
-enum { D = 2 * (TRANSPORT_MAX_FLIGHTS + 1), KEY_BYTES = 48, VALUE_BYTES = 60000 };
-#define SLICE_NS INT64_C(20000000) /* between looks whether the coordinator lives */
-#define N_SLICES 500               /* that a switch is waited for at most */
-#define N_NAPS 5000                /* of 2 ms, until all have made it */
-#define MEET_NS INT64_C(2000000000)
+enum { D = TRANSPORT_MIN_BALANCE / 4, KEY_BYTES = 48, VALUE_BYTES = 60000 };
+#define N_NAPS 5000 /* of 2 ms, until all have made a switch */
 #define MARGIN 0.98 /* of the old maximum: what a new placement has to beat */
 
 struct placement_value {
@@ -42,23 +39,39 @@ static uint64_t switch_round(const struct transport *t)
 	return t->next_placement * t->p.balance_rounds;
 }
 
+/* Values of the store: what, of which window or rank. */
+static int put(const struct transport *t, const char *what, uint64_t number, int rank,
+	const void *value, size_t bytes)
+{
+	char key[KEY_BYTES];
+	int rc;
+
+	snprintf(key, sizeof(key), "%s/%lu/%d", what, (unsigned long)number, rank);
+	rc = m2n_group_put(t->group, key, value, bytes, M2N_TIMEOUT_DEFAULT);
+	return rc < 0 ? transport_fail(rc) : 0;
+}
+
+/* How many bytes, 0 to room, or -EAGAIN: it is not there. */
+static int64_t look(const struct transport *t, const char *what, uint64_t number, int rank,
+	void *value, size_t room)
+{
+	char key[KEY_BYTES];
+	int rc;
+
+	snprintf(key, sizeof(key), "%s/%lu/%d", what, (unsigned long)number, rank);
+	rc = m2n_group_get(t->group, key, value, &room, 0);
+	return rc == 0 ? (int64_t)room : rc == -EAGAIN ? rc : transport_fail(rc);
+}
+
 static int make_map(const struct transport *t, struct m2n_map **map)
 {
-	uint32_t n_ids = t->shape.n_ids, n = 0;
-	uint32_t *first = malloc((n_ids + 1 + (size_t)t->shape.max_total) * sizeof(*first));
-	uint32_t *owners = first + n_ids + 1;
+	uint32_t n_ids = t->shape.n_ids;
+	uint32_t *first = owners_list(&t->shape, t->owners);
 	int rc;
 
 	if (!first)
 		return model_fail(-ENOMEM, "no memory for a placement of %u experts", n_ids);
-	for (uint32_t id = 0; id < n_ids; id++) {
-		first[id] = n;
-		for (uint64_t left = t->owners[id]; left && n < t->shape.max_total;
-			left &= left - 1)
-			owners[n++] = (uint32_t)__builtin_ctzll(left);
-	}
-	first[n_ids] = n;
-	rc = m2n_map_create(n_ids, t->shape.n_ranks, first, owners, map);
+	rc = m2n_map_create(n_ids, t->shape.n_ranks, first, first + n_ids + 1, map);
 	free(first);
 	return rc < 0 ? transport_fail(rc) : 0;
 }
@@ -80,110 +93,59 @@ static int adopt(struct transport *t)
 	return rc;
 }
 
-/* What switch number k says, into t->value; *bytes is 0 when everything stays. */
-static int get_value(struct transport *t, uint64_t k, size_t *bytes, int64_t timeout_ns)
+/* What the next switch says, into t->value: its bytes, 0 when everything stays, or -EAGAIN. */
+static int64_t look_at_switch(const struct transport *t)
 {
-	char key[KEY_BYTES];
-	int rc;
+	int64_t bytes = look(t, "owners", t->next_placement, 0, t->value, value_bytes(t));
 
-	snprintf(key, sizeof(key), "owners/%lu", (unsigned long)k);
-	*bytes = value_bytes(t);
-	rc = m2n_group_get(t->group, key, t->value, bytes, timeout_ns);
-	if (rc == -EAGAIN || rc == -ETIMEDOUT)
-		return -ETIMEDOUT;
-	if (rc == 0 && *bytes && *bytes != value_bytes(t))
-		return model_fail(-EPROTO, "balance: %s has %zu bytes", key, *bytes);
-	return rc < 0 ? transport_fail(rc) : 0;
+	if (bytes > 0 && bytes != (int64_t)value_bytes(t))
+		return model_fail(-EPROTO, "balance: owners of %ld bytes", (long)bytes);
+	if (bytes > 0)
+		memcpy(t->owners, t->value->owners, t->shape.n_ids * sizeof(*t->owners));
+	return bytes;
 }
 
-/* The window's rows; nothing, if this rank was not there for all of it. */
-static int put_rows(struct transport *t)
-{
-	size_t bytes = t->shape.n_ids * sizeof(*t->rows);
-	char key[KEY_BYTES];
-	int rc;
-
-	snprintf(key, sizeof(key), "rows/%lu/%d", (unsigned long)t->next_placement, t->expert);
-	rc = m2n_group_put(t->group, key, t->rows, t->is_late ? 0 : bytes, M2N_TIMEOUT_DEFAULT);
-	memset(t->rows, 0, bytes);
-	t->is_late = 0;
-	t->n_put = t->next_placement;
-	return rc < 0 ? transport_fail(rc) : 0;
-}
-
-/* Tells those that take a place that this attention rank has made all switches up to k. */
-static int put_switched(const struct transport *t, uint64_t k)
-{
-	char key[KEY_BYTES];
-	int rc;
-
-	snprintf(key, sizeof(key), "switched/%d", t->source);
-	rc = m2n_group_put(t->group, key, &k, sizeof(k), M2N_TIMEOUT_DEFAULT);
-	return rc < 0 ? transport_fail(rc) : 0;
-}
-
+/* 1: all attention ranks have made the switch; 0: not yet; -ESHUTDOWN: one has left. */
 static int all_switched(const struct transport *t, uint64_t k)
 {
-	for (int i = 0; i < t->p.n_attention; i++) {
-		uint64_t number;
-		size_t bytes = sizeof(number);
-		char key[KEY_BYTES];
+	uint64_t number = 0;
 
-		snprintf(key, sizeof(key), "switched/%d", i);
-		if (m2n_group_get(t->group, key, &number, &bytes, 0) < 0 || number < k)
+	for (int i = 0; i < t->p.n_attention; i++) {
+		if (look(t, "left", 0, i, &number, sizeof(number)) != -EAGAIN)
+			return model_fail(-ESHUTDOWN,
+				"attention rank %d has left: nobody comes in any more", i);
+		if (k && (look(t, "switched", 0, i, &number, sizeof(number)) < 0 || number < k))
 			return 0;
 	}
 	return 1;
 }
 
-/* Expert ranks have no links with each other: who lives is seen once they are connected. */
-static int meet(struct transport *t)
+static int put_is_in(const struct transport *t, char is_in)
 {
-	int rc = 0;
-
-	for (int i = 0; !rc && i < t->p.n_expert_ranks; i++)
-		if (i != t->expert)
-			rc = m2n_group_add(t->group, t->p.n_attention + i,
-				t->p.env->incarnation ? MEET_NS : M2N_TIMEOUT_DEFAULT);
-	/* Another one may be lost, too. */
-	return rc < 0 && !t->p.env->incarnation ? transport_fail(rc) : 0;
-}
-
-/* Takes over what is decided already; *last: the newest switch that changes something. */
-static int scan(struct transport *t, uint64_t *last)
-{
-	size_t bytes;
-	int rc;
-
-	while ((rc = get_value(t, t->next_placement, &bytes, 0)) == 0) {
-		if (bytes) {
-			memcpy(t->owners, t->value->owners, t->shape.n_ids * sizeof(*t->owners));
-			*last = t->next_placement;
-		}
-		t->next_placement++;
-	}
-	return rc == -ETIMEDOUT ? 0 : rc;
+	return put(t, "is_in", 0, t->expert, &is_in, 1);
 }
 
 /*
  * A process that takes a lost one's place learns which placement is in force: the newest in the
- * store, once all attention ranks have come to its round. The lost one's rows of this window are
- * put out of force before the others see somebody live, so that there will be no other placement.
+ * store, once all attention ranks have come to its round. It is not in yet, so there will be no
+ * other meanwhile.
  */
 static int join(struct transport *t)
 {
 	const struct timespec nap = {.tv_nsec = 2000000};
 	uint64_t last = 0;
-	int rc = scan(t, &last);
+	int rc = t->value ? put_is_in(t, 0) : 0;
 
-	t->is_late = 1;
-	rc = rc ? rc : put_rows(t);
-	t->is_late = 1;
-	rc = rc ? rc : meet(t);
 	for (int n = 0; !rc && n < N_NAPS; n++) {
-		rc = scan(t, &last);
-		if (!rc && (!last || all_switched(t, last)))
-			return adopt(t);
+		int64_t bytes = -EAGAIN;
+
+		while (t->value && (bytes = look_at_switch(t)) >= 0) {
+			last = bytes ? t->next_placement : last;
+			t->next_placement++;
+		}
+		rc = bytes == -EAGAIN ? all_switched(t, last) : (int)bytes;
+		if (rc)
+			return rc < 0 ? rc : adopt(t);
 		m2n_ctx_progress(t->p.env->ctx);
 		nanosleep(&nap, NULL);
 	}
@@ -202,48 +164,42 @@ static int open_balance(struct transport *t)
 	t->load = malloc(t->shape.n_ids * sizeof(*t->load));
 	if (!t->value || !t->rows || !t->load)
 		return model_fail(-ENOMEM, "no memory for the load of experts");
-	if (t->expert < 0)
-		return 0;
-	return t->p.env->incarnation ? join(t) : meet(t);
+	return 0;
 }
 
 int placement_open(struct transport *t)
 {
 	struct owners_shape *s = &t->shape;
-	uint32_t even;
 	int rc;
 
-	if (t->p.balance_rounds && t->p.balance_rounds < 4 * D)
-		return model_fail(-EINVAL, "balance every %u rounds, accepted: 0, or %d and more",
-			t->p.balance_rounds, 4 * D);
-	s->n_experts = t->p.config->n_experts;
-	s->n_ids = t->p.config->n_layers * s->n_experts;
-	s->n_ranks = (uint32_t)t->p.n_expert_ranks;
-	s->n_replicas = t->p.n_replicas;
-	/* A channel has room for the first map and for two owners of each expert. */
-	even = (s->n_ids + s->n_ranks - 1) / s->n_ranks;
-	s->max_local = 2 * even + 2 < s->n_ids ? 2 * even + 2 : s->n_ids;
-	s->max_total = 2 * s->n_ids + s->n_ranks;
-	if (s->max_total < s->n_replicas * s->n_ids)
-		s->max_total = s->n_replicas * s->n_ids;
+	if (t->p.n_expert_ranks == 1)
+		t->p.balance_rounds = 0;
+	owners_shape(s, t->p.config->n_layers, t->p.config->n_experts,
+		(uint32_t)t->p.n_expert_ranks, t->p.n_replicas);
 	t->owners = malloc(s->n_ids * sizeof(*t->owners));
 	if (!t->owners)
 		return model_fail(-ENOMEM, "no memory for a placement of %u experts", s->n_ids);
 	owners_first(s, t->owners);
 	t->next_placement = 1;
-	rc = adopt(t);
-	for (uint32_t r = 0; !rc && r < s->n_ranks; r++)
-		if (m2n_map_n_local(t->map, r) > s->max_local)
-			s->max_local = m2n_map_n_local(t->map, r);
-	if (t->p.n_expert_ranks == 1)
-		t->p.balance_rounds = 0;
-	return rc || !t->p.balance_rounds ? rc : open_balance(t);
+	rc = t->p.balance_rounds ? open_balance(t) : 0;
+	if (rc)
+		return rc;
+	return t->expert >= 0 && t->p.env->incarnation ? join(t) : adopt(t);
+}
+
+int placement_linked(struct transport *t)
+{
+	return t->p.balance_rounds && t->expert >= 0 ? put_is_in(t, 1) : 0;
+}
+
+void placement_leave(struct transport *t)
+{
+	if (t->source >= 0)
+		put(t, "left", 0, t->source, "", 1);
 }
 
 void placement_close(struct transport *t)
 {
-	if (t->value && t->source >= 0) /* it will make no other, and is not waited for */
-		put_switched(t, UINT64_MAX);
 	m2n_map_destroy(t->map);
 	free(t->owners);
 	free(t->value);
@@ -251,48 +207,29 @@ void placement_close(struct transport *t)
 	free(t->load);
 }
 
-void placement_count(struct transport *t, const struct m2n_batch *batch)
+/* All expert ranks are there, in the rounds. */
+static int are_all_in(struct transport *t)
 {
-	for (uint32_t i = 0; t->rows && i < batch->n_segments; i++)
-		t->rows[batch->segments[i].expert] += batch->segments[i].n_rows;
-}
+	char is_in;
 
-static int lives(const struct transport *t, int expert_rank)
-{
-	struct m2n_peer_attr attr;
-
-	return expert_rank == t->expert ||
-	       (m2n_group_peer(t->group, t->p.n_attention + expert_rank, &attr) == 0 &&
-		       attr.state != M2N_PEER_LOST && attr.state != M2N_PEER_LEFT);
-}
-
-static int is_coordinator(const struct transport *t)
-{
-	for (int i = 0; i < t->expert; i++)
-		if (lives(t, i))
+	transport_look_at_peers(t);
+	for (int i = 0; i < t->p.n_expert_ranks; i++)
+		if (look(t, "is_in", 0, i, &is_in, 1) != 1 || !is_in)
 			return 0;
-	return t->expert >= 0;
+	return !t->lost_ranks;
 }
 
-/* Rows of the window by expert. 1; 0: some rank was not there for all of it. */
-static int sum_rows(struct transport *t)
+/* Rows of the window by expert, of all attention ranks that are there. */
+static void sum_rows(struct transport *t)
 {
-	size_t all = t->shape.n_ids * sizeof(uint32_t);
+	int64_t all = (int64_t)t->shape.n_ids * (int64_t)sizeof(uint32_t);
 	uint32_t *rows = (uint32_t *)t->value->owners; /* not in use yet */
 
 	memset(t->load, 0, t->shape.n_ids * sizeof(*t->load));
-	for (int i = 0; i < t->p.n_expert_ranks; i++) {
-		size_t bytes = all;
-		char key[KEY_BYTES];
-
-		snprintf(key, sizeof(key), "rows/%lu/%d", (unsigned long)t->next_placement, i);
-		if (!lives(t, i) || m2n_group_get(t->group, key, rows, &bytes, SLICE_NS) < 0 ||
-			bytes != all)
-			return 0;
-		for (uint32_t id = 0; id < t->shape.n_ids; id++)
-			t->load[id] += (float)rows[id];
-	}
-	return 1;
+	for (int i = 0; i < t->p.n_attention; i++)
+		if (look(t, "rows", t->next_placement, i, rows, (size_t)all) == all)
+			for (uint32_t id = 0; id < t->shape.n_ids; id++)
+				t->load[id] += (float)rows[id];
 }
 
 /* The greedy placement, as bitmaps, with the replicas that are wanted. */
@@ -316,17 +253,16 @@ static int balance(struct transport *t)
 	return owners_replicate(s, t->load, owners);
 }
 
-/* Decides, unless somebody has. */
-static int publish(struct transport *t)
+/* What the switch will be. */
+static int decide(struct transport *t)
 {
 	struct placement_value *v = t->value;
-	size_t bytes;
-	char key[KEY_BYTES];
-	int rc = get_value(t, t->next_placement, &bytes, 0);
+	int rc = -ENOSPC;
 
-	if (rc != -ETIMEDOUT)
-		return rc;
-	rc = sum_rows(t) ? balance(t) : -ENOSPC;
+	if (are_all_in(t)) {
+		sum_rows(t);
+		rc = balance(t);
+	}
 	if (rc == 0) {
 		v->load_before = owners_imbalance(&t->shape, t->load, t->owners);
 		v->load_after = owners_imbalance(&t->shape, t->load, v->owners);
@@ -334,70 +270,46 @@ static int publish(struct transport *t)
 	}
 	if (rc < 0 && rc != -ENOSPC)
 		return rc;
-	snprintf(key, sizeof(key), "owners/%lu", (unsigned long)t->next_placement);
-	rc = m2n_group_put(t->group, key, v, rc ? 0 : value_bytes(t), M2N_TIMEOUT_DEFAULT);
-	return rc < 0 ? transport_fail(rc) : 0;
+	return put(t, "owners", t->next_placement, 0, v, rc ? 0 : value_bytes(t));
 }
 
 /* The switch: everybody, before its own part in the round. */
 static int switch_map(struct transport *t)
 {
-	uint64_t round = switch_round(t);
-	size_t bytes;
-	int rc;
+	int64_t rc = look_at_switch(t);
 
-	for (int n = 0; (rc = get_value(t, t->next_placement, &bytes, SLICE_NS)) == -ETIMEDOUT;
-		n++) {
-		if (n == N_SLICES)
-			return model_fail(-EIO,
-				"round %lu: no expert rank said who owns which expert",
-				(unsigned long)round);
-		m2n_ctx_progress(t->p.env->ctx);
-		if (is_coordinator(t) && (rc = publish(t)) < 0)
-			return rc;
-	}
-	if (!rc && bytes) {
-		memcpy(t->owners, t->value->owners, t->shape.n_ids * sizeof(*t->owners));
+	if (rc == -EAGAIN) /* who decides has left */
+		return t->p.balance_rounds = 0;
+	if (rc > 0) {
 		t->stats.load_before = t->value->load_before;
 		t->stats.load_after = t->value->load_after;
 		t->stats.n_placements++;
 		rc = adopt(t);
-		if (!rc && (rc = m2n_channel_set_map(t->channel, t->map, round)) < 0)
-			rc = transport_fail(rc);
+		if (!rc && (rc = m2n_channel_set_map(t->channel, t->map, switch_round(t))) < 0)
+			rc = transport_fail((int)rc);
 		if (!rc && t->source >= 0)
-			rc = put_switched(t, t->next_placement);
+			rc = put(t, "switched", 0, t->source, &t->next_placement,
+				sizeof(t->next_placement));
 	}
 	t->next_placement++;
-	return rc;
-}
-
-/* What had been decided between the look of a new process and its first round. */
-static int skip(struct transport *t, uint64_t round)
-{
-	size_t bytes;
-	int rc = get_value(t, t->next_placement, &bytes, 0);
-
-	if (rc == -ETIMEDOUT || (rc == 0 && bytes))
-		return model_fail(-EPROTO, "round %lu: the switch of round %lu was missed",
-			(unsigned long)round, (unsigned long)switch_round(t));
-	t->next_placement++;
-	t->is_late = 1;
-	return rc;
+	return (int)rc;
 }
 
 int placement_before(struct transport *t, uint64_t round)
 {
+	size_t bytes = t->shape.n_ids * sizeof(*t->rows);
 	int rc = 0;
 
 	if (!t->p.balance_rounds)
 		return 0;
-	while (!rc && round > switch_round(t))
-		rc = skip(t, round);
-	if (!rc && t->expert >= 0 && round + 2 * D >= switch_round(t) &&
-		t->n_put != t->next_placement)
-		rc = put_rows(t);
-	if (!rc && round + D == switch_round(t) && is_coordinator(t))
-		rc = publish(t);
+	while (round > switch_round(t)) /* nothing was decided while this process came in */
+		t->next_placement++;
+	if (t->source >= 0 && round + 2 * D == switch_round(t)) {
+		rc = put(t, "rows", t->next_placement, t->source, t->rows, bytes);
+		memset(t->rows, 0, bytes);
+	}
+	if (!rc && t->source == 0 && round + D == switch_round(t))
+		rc = decide(t);
 	if (!rc && round == switch_round(t))
 		rc = switch_map(t);
 	return rc;

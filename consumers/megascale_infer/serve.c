@@ -47,35 +47,23 @@ static int make_work_dir(struct serve *s)
 static int agree_on_start(const struct rank_env *env, int64_t *start)
 {
 	char none = 0;
-	size_t bytes = 1;
-	int rc;
+	int rc = ranks_share(env, "start", &none, 1);
 
-	if (env->rank == 0)
-		rc = m2n_group_put(env->group, "start", &none, 1, M2N_TIMEOUT_DEFAULT);
-	else
-		rc = m2n_group_get(env->group, "start", &none, &bytes, M2N_TIMEOUT_DEFAULT);
 	*start = timeline_now();
-	return rc < 0 ? model_fail(rc, "%s", m2n_error_text()) : 0;
+	return rc;
 }
 
 /* With a launcher every rank is a program of its own: they agree on rank 0's work directory. */
 static int agree_on_dir(struct serve *s, const struct rank_env *env)
 {
-	size_t bytes = sizeof(s->work_dir);
-	int rc;
+	int rc = 0;
 
 	s->rank = env->rank;
 	if (!s->launched)
 		return 0;
-	if (env->rank == 0) {
+	if (env->rank == 0)
 		rc = make_work_dir(s);
-		if (!rc)
-			rc = m2n_group_put(
-				env->group, "dir", s->work_dir, bytes, M2N_TIMEOUT_DEFAULT);
-	} else {
-		rc = m2n_group_get(env->group, "dir", s->work_dir, &bytes, M2N_TIMEOUT_DEFAULT);
-	}
-	return rc < 0 ? model_fail(rc, "%s", m2n_error_text()) : 0;
+	return rc ? rc : ranks_share(env, "dir", s->work_dir, sizeof(s->work_dir));
 }
 
 /* Rank 0 merges the files when all have written them; a lost rank is not waited for long. */

@@ -23,6 +23,11 @@
 #include "report/ranks.h"
 
 enum {
+	TRANSPORT_MAX_FLIGHTS = 4,
+	TRANSPORT_MIN_BALANCE = 8 * (TRANSPORT_MAX_FLIGHTS + 1), /* rounds */
+};
+
+enum {
 	TRANSPORT_RESEND = 1, /* an expert rank was lost with rows of the batch: send it again */
 	TRANSPORT_END = 2,    /* no attention rank is left */
 };
@@ -103,6 +108,15 @@ struct transport_ops {
 	void (*stats)(const struct transport *transport, struct transport_stats *stats);
 };
 
+/* From the last round that came whole to the next one after a loss. */
+struct transport_stall {
+	int64_t whole_ns;
+	int is_stalled; /* rows were lost since */
+};
+/* Now is a round whole; the longest stall so far. */
+void transport_whole(struct transport_stall *stall, int64_t *longest_ns);
+/* Whether the numbers fit together: 0 or -EINVAL. */
+int transport_check(const struct transport_params *params);
 /* The one of that name; NULL with a text that lists them. */
 const struct transport_ops *transport_find(const char *name);
 extern const struct transport_ops transport_m2n;

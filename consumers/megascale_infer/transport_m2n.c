@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "model/error.h"
+#include "report/timeline.h"
 
 #define LOOK_ROUNDS 16     /* a look at who is lost or came back every so many */
 #define SUCCESSOR_MS 10000 /* waited for, when nobody else has an expert */
@@ -22,16 +23,7 @@ int transport_fail(int rc)
 	return model_fail(rc, "%s", m2n_error_text());
 }
 
-static int64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * INT64_C(1000000000) + ts.tv_nsec;
-}
-
-/* Which expert ranks are lost, and whether one came back. */
-static void look_at_peers(struct transport *t)
+void transport_look_at_peers(struct transport *t)
 {
 	struct m2n_peer_attr attr;
 
@@ -67,8 +59,8 @@ static int open_flights(struct transport *t)
 		if (m2n_plan_create(t->channel, &t->flights[i].plan) < 0)
 			return transport_fail(-ENOMEM);
 	}
-	look_at_peers(t);
-	t->whole_ns = now_ns();
+	transport_look_at_peers(t);
+	t->stall.whole_ns = timeline_now();
 	return 0;
 }
 
@@ -77,7 +69,9 @@ static int open_expert(struct transport *t)
 	size_t n_words = ((size_t)t->p.n_attention + 63) / 64;
 
 	t->live_sources = calloc(n_words, sizeof(*t->live_sources));
-	if (!t->live_sources)
+	/* Of a batch: one for each attention rank and expert here, as many as there is room for. */
+	t->parts = malloc((size_t)t->p.n_attention * t->shape.max_local * sizeof(*t->parts));
+	if (!t->live_sources || !t->parts)
 		return model_fail(-ENOMEM, "no memory for %d attention ranks", t->p.n_attention);
 	for (int i = 0; i < t->p.n_attention; i++)
 		t->live_sources[i / 64] |= UINT64_C(1) << i % 64;
@@ -116,6 +110,7 @@ static void close_m2n(struct transport *t)
 {
 	if (!t)
 		return;
+	placement_leave(t);
 	for (int i = 0; i < TRANSPORT_MAX_FLIGHTS; i++) {
 		m2n_plan_destroy(t->flights[i].plan);
 		free(t->flights[i].ids);
@@ -130,26 +125,10 @@ static void close_m2n(struct transport *t)
 	free(t);
 }
 
-static int check(const struct transport_params *p)
-{
-	if (p->n_attention + p->n_expert_ranks != p->env->n_ranks)
-		return model_fail(-EINVAL, "%d attention and %d expert ranks, but the group has %d",
-			p->n_attention, p->n_expert_ranks, p->env->n_ranks);
-	if (p->n_expert_ranks > 64)
-		return model_fail(-EINVAL, "%d expert ranks, accepted: 1 to 64", p->n_expert_ranks);
-	if (p->n_replicas < 1 || p->n_replicas > (uint32_t)p->n_expert_ranks)
-		return model_fail(-EINVAL, "%u replicas, accepted: 1 to the %d expert ranks",
-			p->n_replicas, p->n_expert_ranks);
-	if (p->n_micro_batches < 1 || p->n_micro_batches > TRANSPORT_MAX_FLIGHTS)
-		return model_fail(-EINVAL, "%u micro-batches, accepted: 1 to %d",
-			p->n_micro_batches, TRANSPORT_MAX_FLIGHTS);
-	return 0;
-}
-
 static int open_m2n(const struct transport_params *params, struct transport **transport)
 {
 	struct transport *t;
-	int rc = check(params);
+	int rc = transport_check(params);
 
 	if (rc)
 		return rc;
@@ -164,27 +143,25 @@ static int open_m2n(const struct transport_params *params, struct transport **tr
 	if (!rc)
 		rc = open_channel(t);
 	if (!rc)
+		rc = placement_linked(t);
+	if (!rc)
 		rc = t->source >= 0 ? open_flights(t) : open_expert(t);
-	if (rc) {
+	if (rc)
 		close_m2n(t);
-		return rc;
-	}
-	*transport = t;
-	return 0;
+	else
+		*transport = t;
+	return rc;
 }
 
 static void *alloc_m2n(struct transport *t, size_t bytes)
 {
 	void *base;
-	int rc = -ENOMEM;
+	int rc = t->n_allocs < TRANSPORT_MAX_ALLOCS ? m2n_mem_alloc(t->p.env->ctx, bytes + !bytes,
+							      &t->allocs[t->n_allocs], &base)
+						    : -ENOMEM;
 
-	if (t->n_allocs < TRANSPORT_MAX_ALLOCS)
-		rc = m2n_mem_alloc(
-			t->p.env->ctx, bytes ? bytes : 1, &t->allocs[t->n_allocs], &base);
-	if (rc < 0) {
-		transport_fail(rc);
-		return NULL;
-	}
+	if (rc < 0)
+		return transport_fail(rc), NULL;
 	t->n_allocs++;
 	return base;
 }
@@ -192,17 +169,16 @@ static void *alloc_m2n(struct transport *t, size_t bytes)
 /* An expert of the batch that nobody has any more, for the error's text. */
 static int orphan(const struct transport *t, const struct transport_flight *f)
 {
-	uint32_t n_experts = t->shape.n_experts;
+	const int32_t *id = owners_orphan(
+		t->owners, t->lost_ranks, f->ids, (size_t)f->n_rows * t->p.config->top_k);
 
-	for (size_t i = 0; i < (size_t)f->n_rows * t->p.config->top_k; i++)
-		if (f->ids[i] >= 0 && !(t->owners[f->ids[i]] & ~t->lost_ranks))
-			return model_fail(-EIO,
-				"layer %u, expert %u: its last owner, rank %d, is lost, and no "
-				"process took its place within %d s",
-				(uint32_t)f->ids[i] / n_experts, (uint32_t)f->ids[i] % n_experts,
-				t->p.n_attention + __builtin_ctzll(t->owners[f->ids[i]]),
-				SUCCESSOR_MS / 1000);
-	return transport_fail(-EIO);
+	if (!id)
+		return transport_fail(-EIO);
+	return model_fail(-EIO,
+		"layer %u, expert %u: its last owner, rank %d, is lost, and no process took its "
+		"place within %d s",
+		(uint32_t)*id / t->shape.n_experts, (uint32_t)*id % t->shape.n_experts,
+		t->p.n_attention + __builtin_ctzll(t->owners[*id]), SUCCESSOR_MS / 1000);
 }
 
 /*
@@ -216,10 +192,10 @@ static int route(struct transport *t, struct transport_flight *f, struct m2n_rou
 
 	f->is_orphan = rc == M2N_PARTIAL;
 	if (rc == M2N_PARTIAL) {
-		look_at_peers(t);
+		transport_look_at_peers(t);
 		if (!t->orphan_ns)
-			t->orphan_ns = now_ns();
-		if (now_ns() - t->orphan_ns > SUCCESSOR_MS * INT64_C(1000000))
+			t->orphan_ns = timeline_now();
+		if (timeline_now() - t->orphan_ns > SUCCESSOR_MS * INT64_C(1000000))
 			return orphan(t, f);
 		nanosleep(&nap, NULL);
 		f->n_rows = params->n_tokens = 0;
@@ -240,8 +216,11 @@ static int send_m2n(struct transport *t, const struct transport_batch *b)
 
 	if (rc)
 		return rc;
-	for (size_t i = 0; i < (size_t)b->n_rows * t->p.config->top_k; i++)
-		f->ids[i] = b->ids[i] < 0 ? -1 : first + b->ids[i];
+	for (size_t i = 0; i < (size_t)b->n_rows * t->p.config->top_k; i++) {
+		f->ids[i] = first + b->ids[i];
+		if (t->rows)
+			t->rows[f->ids[i]]++;
+	}
 	f->n_rows = params.n_tokens = b->n_rows;
 	params.expert_ids = f->ids;
 	params.weights = b->weights;
@@ -265,16 +244,6 @@ static int is_missing(const struct transport *t, uint32_t n_rows)
 	return 0;
 }
 
-static void note_whole(struct transport *t)
-{
-	int64_t now = now_ns(), stall = now - t->whole_ns;
-
-	if (t->is_stalled && stall > t->stats.stall_ns)
-		t->stats.stall_ns = stall;
-	t->is_stalled = 0;
-	t->whole_ns = now;
-}
-
 static int receive_m2n(struct transport *t, const void *residual, void *out)
 {
 	struct transport_flight *f = &t->flights[t->n_received % t->p.n_micro_batches];
@@ -291,13 +260,13 @@ static int receive_m2n(struct transport *t, const void *residual, void *out)
 	t->n_received++;
 	t->stats.n_rounds++;
 	if (rc == M2N_PARTIAL || t->n_received % LOOK_ROUNDS == 0)
-		look_at_peers(t);
+		transport_look_at_peers(t);
 	if (f->is_orphan || (rc == M2N_PARTIAL && is_missing(t, f->n_rows))) {
 		t->stats.n_resent++;
-		t->is_stalled = 1;
+		t->stall.is_stalled = 1;
 		return TRANSPORT_RESEND;
 	}
-	note_whole(t);
+	transport_whole(&t->stall, &t->stats.stall_ns);
 	return 0;
 }
 
@@ -316,29 +285,10 @@ static int look_at_sources(struct transport *t)
 	return n_live;
 }
 
-/* Between a source's end of the channel and its leave of the group rounds come at once. */
-static void nap_if_all_missing(const struct transport *t)
-{
-	const struct timespec nap = {.tv_nsec = 1000000};
-
-	for (int i = 0; i < (t->p.n_attention + 63) / 64; i++)
-		if (t->live_sources[i] & ~t->batch->missing[i])
-			return;
-	nanosleep(&nap, NULL);
-}
-
-static int list_parts(struct transport *t, const struct m2n_batch *batch)
+static void list_parts(struct transport *t, const struct m2n_batch *batch)
 {
 	uint32_t n_experts = t->p.config->n_experts;
 
-	if (batch->n_segments > t->room_parts) {
-		free(t->parts);
-		t->room_parts = batch->n_segments * 2;
-		t->parts = malloc(t->room_parts * sizeof(*t->parts));
-		if (!t->parts)
-			return t->room_parts = 0,
-			       model_fail(-ENOMEM, "no memory for %u parts", batch->n_segments);
-	}
 	for (uint32_t i = 0; i < batch->n_segments; i++) {
 		const struct m2n_segment *s = &batch->segments[i];
 
@@ -346,11 +296,11 @@ static int list_parts(struct transport *t, const struct m2n_batch *batch)
 			(uint32_t)s->expert % n_experts, s->n_rows, s->first_row, s->rows};
 	}
 	t->work = (struct transport_work){batch->round, batch->n_rows, batch->n_segments, t->parts};
-	return 0;
 }
 
 static int take_m2n(struct transport *t, const struct transport_work **work)
 {
+	const struct timespec nap = {.tv_nsec = 1000000};
 	struct m2n_dispatch_recv_params params = M2N_DISPATCH_RECV_PARAMS_INIT;
 	struct m2n_channel_attr attr;
 	int rc;
@@ -364,15 +314,14 @@ static int take_m2n(struct transport *t, const struct transport_work **work)
 	rc = m2n_dispatch_recv(t->channel, &params, &t->batch);
 	if (rc < 0)
 		return transport_fail(rc);
-	if (rc == M2N_PARTIAL) {
-		if (!look_at_sources(t))
-			return TRANSPORT_END;
-		nap_if_all_missing(t);
-	}
-	placement_count(t, t->batch);
-	rc = list_parts(t, t->batch);
+	if (rc == M2N_PARTIAL && !look_at_sources(t))
+		return TRANSPORT_END;
+	/* Between a source's end of the channel and its leave of the group rounds come at once. */
+	if (rc == M2N_PARTIAL && !t->batch->n_rows)
+		nanosleep(&nap, NULL);
+	list_parts(t, t->batch);
 	*work = &t->work;
-	return rc;
+	return 0;
 }
 
 static int answer_m2n(struct transport *t, const struct transport_work *work, const void *replies)

@@ -8,7 +8,7 @@
 #include "owners.h"
 #include "transport.h"
 
-enum { TRANSPORT_MAX_FLIGHTS = 4, TRANSPORT_MAX_ALLOCS = 64 };
+enum { TRANSPORT_MAX_ALLOCS = 64 };
 
 /* A micro-batch under way. */
 struct transport_flight {
@@ -32,34 +32,33 @@ struct transport {
 	uint8_t *missing;    /* [max_rows] */
 	uint64_t lost_ranks; /* bitmap over expert rank indexes */
 	uint64_t incarnations[64];
-	int64_t whole_ns;  /* when the last round was received whole */
-	int is_stalled;    /* rows were lost since */
+	struct transport_stall stall;
 	int64_t orphan_ns; /* since when nobody has an expert; 0: all have owners */
 
 	uint64_t *live_sources; /* expert rank: mask of dispatch_recv */
 	const struct m2n_batch *batch;
 	struct transport_part *parts;
-	size_t room_parts;
 	struct transport_work work;
 
 	struct owners_shape shape;
 	uint64_t *owners;              /* [n_ids] in force */
 	struct m2n_map *map;           /* the same */
 	uint64_t next_placement;       /* number of the next switch */
-	uint64_t n_put;                /* expert rank: number of the last window that was put */
-	int is_late;                   /* it was not there for the whole window */
-	uint32_t *rows;                /* [n_ids] of the window */
-	float *load;                   /* [n_ids] of all expert ranks */
+	uint32_t *rows;                /* [n_ids] of the window, that this rank sent */
+	float *load;                   /* [n_ids] of all attention ranks */
 	struct placement_value *value; /* of the store */
 };
 
 int transport_fail(int rc); /* passes libm2n's text on */
+/* Which expert ranks are lost, and whether one came back. */
+void transport_look_at_peers(struct transport *t);
 
 /* placement.c: who owns which expert. */
 int placement_open(struct transport *t);
-void placement_close(struct transport *t);
+int placement_linked(struct transport *t); /* the channel is there */
 /* To be called before this rank's part in a round. */
 int placement_before(struct transport *t, uint64_t round);
-void placement_count(struct transport *t, const struct m2n_batch *batch);
+void placement_leave(struct transport *t); /* before the channel goes */
+void placement_close(struct transport *t);
 
 #endif

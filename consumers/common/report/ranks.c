@@ -253,3 +253,11 @@ int ranks_run(
 		rc = results[i].status != 0;
 	return rc;
 }
+
+int ranks_share(const struct rank_env *env, const char *key, void *value, size_t bytes)
+{
+	int rc = env->rank ? m2n_group_get(env->group, key, value, &bytes, M2N_TIMEOUT_DEFAULT)
+			   : m2n_group_put(env->group, key, value, bytes, M2N_TIMEOUT_DEFAULT);
+
+	return rc < 0 ? model_fail(rc, "%s", m2n_error_text()) : 0;
+}

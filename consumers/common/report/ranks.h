@@ -48,4 +48,7 @@ struct rank_result {
 int ranks_run(
 	const struct ranks_params *params, rank_main main, void *arg, struct rank_result *results);
 
+/* Rank 0 gives the value, the others wait for it. 0 or a negative code with a text. */
+int ranks_share(const struct rank_env *env, const char *key, void *value, size_t bytes);
+
 #endif

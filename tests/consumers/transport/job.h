@@ -24,6 +24,7 @@ struct job {
 	int victim;          /* group rank that kills itself; 0: none */
 	uint64_t kill_round; /* when it has taken this one */
 	int restart; /* somebody takes its place, and the batches go on until it has served */
+	int is_late;          /* ... but then it is too late, and it is refused */
 	const char *expected; /* part of the text with which attention ranks fail */
 };
 
