@@ -14,6 +14,7 @@ struct run_options {
 	size_t evaluate_seqs;
 	const char *checkpoint_dir, *metrics_path, *json_path, *timeline_dir, *dump_path;
 	uint64_t timeline_step; /* which is drawn, from 1 */
+	uint64_t n_aligned;     /* steps from there on that all ranks begin together */
 	int resume, launched, no_pin, quiet;
 	double timeout_s;
 	int kill_rank;

@@ -11,6 +11,9 @@ int place_check(int together, uint32_t p, uint32_t n_attention, uint32_t n_ffn,
 {
 	uint32_t n_f = together ? n_attention + n_ffn : n_ffn;
 
+	if (n_f == 0)
+		return model_fail(-EINVAL, "an FFN group without ranks: only where ranks are of "
+			"both kinds (1f1b) --ffn may be 0");
 	if (p > config->n_layers)
 		return model_fail(-EINVAL,
 			"%u groups for %u layers: there would be groups without "

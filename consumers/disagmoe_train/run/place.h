@@ -22,8 +22,8 @@ struct place {
 	int attention, expert; /* index in its attention, FFN group; -1: not of that kind */
 };
 
-/* n_attention, n_ffn: ranks of a group; together, a group has as many as both. 0; -EINVAL: more
- * groups than layers, layers that p does not divide, more FFN ranks than experts. */
+/* n_attention, n_ffn: ranks of a group; together, a group has as many as both. 0; -EINVAL: no FFN
+ * ranks, more groups than layers, layers that p does not divide, more FFN ranks than experts. */
 int place_check(int together, uint32_t p, uint32_t n_attention, uint32_t n_ffn,
 	const struct model_config *config, struct place *place);
 /* Says which rank this process is. */

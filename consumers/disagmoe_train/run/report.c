@@ -57,7 +57,42 @@ static double mean_send(const struct metrics *m, const struct metrics_rank *rank
 	return n > 0 ? ns / n / 1e3 : 0;
 }
 
+/*
+ * The schedule with the times of this run: what a rank hands over is part of its operations, as it
+ * does it itself, and nothing else takes time on the way.
+ */
+static double simulate(
+	const struct metrics *m, const struct trainer *t, const struct metrics_rank *ranks)
+{
+	const struct run_options *o = m->options;
+	int split = t->p.split_weights, both = o->place.together;
+	struct train_schedule_params params = {.kind = o->kind,
+		.p = o->place.p,
+		.v = o->settings.config.n_layers / o->place.p,
+		.n_micro = o->settings.n_micro_batches,
+		.max_in_flight = t->flow.schedule.max_in_flight,
+		.split_weights = split};
+	double send = mean_send(m, ranks) / 1e6;
+	struct train_schedule made;
+
+	for (int way = 0; way < 2; way++) {
+		enum train_op_kind op = way ? TRAIN_BACKWARD : TRAIN_FORWARD;
+
+		params.costs.attention[way] = mean_op(m, ranks, 0, op) / 1e6 + send;
+		params.costs.ffn[way] = both ? 0 : mean_op(m, ranks, 1, op) / 1e6 + send;
+	}
+	params.costs.head = mean_op(m, ranks, 0, TRAIN_HEAD) / 1e6 + send;
+	params.costs.attention_weights = split ? mean_op(m, ranks, 0, TRAIN_WEIGHTS) / 1e6 : 0;
+	params.costs.ffn_weights = split && !both ? mean_op(m, ranks, 1, TRAIN_WEIGHTS) / 1e6 : 0;
+	if (train_schedule_make(&params, &made))
+		return NAN;
+	send = made.seconds;
+	train_schedule_free(&made);
+	return send * 1e6;
+}
+
 struct bubble {
+	double simulated;                /* us, of the span */
 	double warm_up, cool_down, span; /* us, mean of the steps */
 	double formula;                  /* (2p - 1) (max(T_a, T_f) + T_m2n) */
 	double exact;                    /* p T_a + (p - 1) T_f + (2p - 1) T_m2n */
@@ -68,9 +103,10 @@ static struct bubble measure_bubble(
 	const struct metrics *m, const struct trainer *t, const struct metrics_rank *ranks)
 {
 	double n = t->bubble.n_steps ? (double)t->bubble.n_steps * 1e3 : 1, p = m->options->place.p;
-	struct bubble b = {(double)t->bubble.warm_up_ns / n, (double)t->bubble.cool_down_ns / n,
-		(double)t->bubble.span_ns / n, 0, 0, mean_op(m, ranks, 0, TRAIN_FORWARD),
-		mean_op(m, ranks, 1, TRAIN_FORWARD), mean_send(m, ranks)};
+	struct bubble b = {simulate(m, t, ranks), (double)t->bubble.warm_up_ns / n,
+		(double)t->bubble.cool_down_ns / n, (double)t->bubble.span_ns / n, 0, 0,
+		mean_op(m, ranks, 0, TRAIN_FORWARD), mean_op(m, ranks, 1, TRAIN_FORWARD),
+		mean_send(m, ranks)};
 
 	if (m->options->place.together) { /* one operation has both */
 		b.formula = b.exact = (p - 1) * (b.t_a + b.t_c);
@@ -116,10 +152,10 @@ static int write_json(const struct metrics *m, const struct bubble *b, double st
 		"loss", m->last.loss, "held_back",
 		isnan(m->held_back) ? NULL : json_real(m->held_back), "exposed_communication",
 		isnan(m->exposed) ? NULL : json_real(m->exposed), "bubble",
-		json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "warm_up_us", b->warm_up,
-			"cool_down_us", b->cool_down, "span_us", b->span, "formula_us", b->formula,
-			"exact_us", b->exact, "t_a_us", b->t_a, "t_f_us", b->t_f, "t_m2n_us",
-			b->t_c),
+		json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "simulated_us",
+			b->simulated, "warm_up_us", b->warm_up, "cool_down_us", b->cool_down,
+			"span_us", b->span, "formula_us", b->formula, "exact_us", b->exact,
+			"t_a_us", b->t_a, "t_f_us", b->t_f, "t_m2n_us", b->t_c),
 		"ranks", list);
 	if (!all || json_dump_file(all, o->json_path, JSON_INDENT(1)))
 		rc = model_fail(-EIO, "%s: cannot be written", o->json_path);
@@ -163,8 +199,9 @@ int metrics_report(struct metrics *m, const struct trainer *t, const struct metr
 		       "T_m2n %.0f us\n",
 			train_schedule_name(m->options->kind), step * 1e3,
 			(double)s->step_seqs * s->seq_len / step, b.t_a, b.t_f, b.t_c);
-		printf("bubble: warm-up %.0f us (formula %.0f us), cool-down %.0f us, of %.0f us\n",
-			b.warm_up, b.formula, b.cool_down, b.span);
+		printf("bubble: warm-up %.0f us (formula %.0f us), cool-down %.0f us, of %.0f us "
+		       "(simulated %.0f us)\n",
+			b.warm_up, b.formula, b.cool_down, b.span, b.simulated);
 		if (!isnan(m->exposed))
 			printf("exposed communication: %.1f %%\n", 100 * m->exposed);
 	}

@@ -78,7 +78,11 @@ static int train_step(struct run *r, uint64_t step, struct nn_step_result *resul
 
 	if (t->env->rank == o->kill_rank && step + 1 == o->kill_step)
 		kill_soon();
+	if (step == o->first_step + 1) /* the first touches memory for the first time */
+		t->times = (struct trainer_times){0};
 	t->p.timeline = step + 1 == o->timeline_step ? r->timeline : NULL;
+	t->p.is_aligned =
+		step + 1 >= o->timeline_step && step + 1 - o->timeline_step < o->n_aligned;
 	if (is_last && o->dump_path && t->attention)
 		rc = dump_open(o->dump_path, t->env->rank, &o->settings.config, &r->dump);
 	if (!rc)

@@ -22,7 +22,7 @@ enum { MAX_DEPTH = 64 }; /* of a channel */
 struct report {
 	double loss, balance, square_sum;
 	uint64_t bad_layer; /* the smallest */
-	int64_t begin_ns, end_ns;
+	int64_t begin_ns, end_ns; /* of a step's computation; 0: none */
 };
 
 static int open_parts(struct trainer *t)
@@ -223,7 +223,7 @@ static int agree(struct trainer *t, struct report *report)
 		if (all[i].bad_layer < report->bad_layer)
 			report->bad_layer = all[i].bad_layer;
 	}
-	if (!rc && all && t->is_training)
+	if (!rc && all && report->begin_ns && t->p.is_aligned)
 		add_bubble(t, all);
 	free(all);
 	if (!rc)
@@ -254,6 +254,11 @@ static int no_number(const struct trainer *t, uint64_t step, uint64_t bad_layer)
 
 static int begin(struct trainer *t, int is_training, uint64_t step)
 {
+	struct report report = {0};
+	int rc = is_training && t->p.is_aligned ? agree(t, &report) : 0;
+
+	if (rc)
+		return rc;
 	t->is_training = is_training;
 	t->step = step;
 	t->loss = t->balance = 0;

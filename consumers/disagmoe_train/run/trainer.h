@@ -23,9 +23,11 @@ struct trainer_params {
 	void (*routed)(void *arg, uint32_t layer, uint32_t first_seq,
 		const struct nn_attention_record *record);
 	void *arg;
+	/* Steps that all ranks begin together, so that their bubbles can be told. */
+	int is_aligned;
 };
 
-/* Nanoseconds of this rank, of all passes since it was opened. */
+/* Nanoseconds of this rank, of all passes since it was opened or since they were set to 0. */
 struct trainer_times {
 	int64_t ns[TIMELINE_KINDS];  /* by what it did */
 	int64_t begin_ns, end_ns;    /* of the first and the last computation of the last pass */
@@ -34,7 +36,7 @@ struct trainer_times {
 	int64_t sent_ns, n_sent; /* handing rows or gradients over, in passes */
 };
 
-/* At rank 0, sums over the steps: what the clocks of all ranks say, which must be one host's. */
+/* At rank 0, sums over aligned steps: what the clocks of all ranks say, if it is one host's. */
 struct trainer_bubble {
 	int64_t n_steps;
 	int64_t warm_up_ns, cool_down_ns; /* from the first rank's begin to the last one's; ends */
