@@ -9,6 +9,9 @@
 int run_main(int argc, char **argv);
 int generate_main(int argc, char **argv);
 int plan_main(int argc, char **argv);
+int profile_main(int argc, char **argv);
 int simulate_main(int argc, char **argv);
+/* simulate with --profile: a run on this machine. */
+int simulate_run_main(int argc, char **argv);
 
 #endif

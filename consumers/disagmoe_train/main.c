@@ -15,6 +15,7 @@ static const struct {
 	{"run", "trains a model on a text", run_main},
 	{"generate", "continues a prompt with what was trained", generate_main},
 	{"plan", "GPUs and NICs of attention and experts, by the roofline", plan_main},
+	{"profile", "the computation of a run, measured on this machine", profile_main},
 	{"simulate", "a step of a cluster under AF-Pipe and other schedules", simulate_main},
 };
 

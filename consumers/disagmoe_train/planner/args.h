@@ -18,4 +18,7 @@ struct planner_args {
 /* 0, or the exit status after what is wrong was said. What it took is freed by case_free(). */
 int planner_args_parse(int argc, char **argv, const char *doc, struct planner_args *args);
 
+/* Takes "--name VALUE", "--name=VALUE" or a name alone out of the arguments; NULL: not there. */
+const char *planner_take_option(int *argc, char **argv, const char *name, int has_value);
+
 #endif

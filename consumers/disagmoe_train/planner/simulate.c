@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * `disagmoe_train simulate`: a step under AF-Pipe and under the other schedules on the same GPUs,
- * beside what the paper measured. Without a split given, the plan's is taken.
+ * beside what the paper measured. Without a split given, the plan's is taken. With --profile it is
+ * a run on this machine instead, see profile.c.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -136,7 +137,12 @@ int simulate_main(int argc, char **argv)
 {
 	struct planner_args args;
 	struct simulated s = {0};
-	int rc = planner_args_parse(argc, argv, "Simulates a training step of a cluster under "
+	int rc;
+
+	for (int i = 1; i < argc; i++)
+		if (!strncmp(argv[i], "--profile", strlen("--profile")))
+			return simulate_run_main(argc, argv);
+	rc = planner_args_parse(argc, argv, "Simulates a training step of a cluster under "
 		"AF-Pipe and other schedules.", &args);
 
 	if (rc)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* FLOPs of a micro-batch, two for each multiply-add; backward as in roofline.h. */
+/* FLOPs of a micro-batch, two for each multiply-add; backward as in planner/costs.h. */
 #include "run/costs.h"
 
 #define FLOPS 50e9 /* of a core */
