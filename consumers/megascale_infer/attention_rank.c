@@ -17,6 +17,8 @@
 #define SHORT_NS 50000 /* an empty round that was faster: nobody else has anything either */
 #define NAP_NS 200000
 
+enum { LOGITS_ROWS = 8 }; /* at once: a product of few rows costs about as much as of one */
+
 /* A micro-batch. */
 struct micro {
 	struct batcher_batch batch;
@@ -162,25 +164,30 @@ static int begin(struct attention *a, uint32_t slot)
 }
 
 /* By chance, but the same whatever batch the token is in: from the request and its place. */
-static uint32_t draw(struct attention *a, size_t record)
+static uint32_t draw(struct attention *a, size_t record, const float *logits)
 {
 	const struct batcher_record *r = &batcher_records(a->batcher)[record];
 	uint64_t state = a->p.seed + (r->request->number << 32) + r->n_tokens;
 
 	return model_sample(
-		a->logits, a->config->vocab_size, a->p.temperature, a->p.top_p, &state, a->order);
+		logits, a->config->vocab_size, a->p.temperature, a->p.top_p, &state, a->order);
 }
 
 /* Tokens of the rows that end a sequence so far; the sequences go on. */
 static void sample(struct attention *a, uint32_t slot)
 {
 	struct micro *m = &a->micros[slot];
-	size_t hidden = a->config->hidden_size;
+	size_t hidden = a->config->hidden_size, n_vocab = a->config->vocab_size;
 
-	for (uint32_t i = 0; i < m->batch.n_samples; i++) {
-		model_logits(a->p.model, a->scratch, m->x + m->batch.sample_rows[i] * hidden, 1,
-			a->logits);
-		a->tokens[i] = draw(a, m->batch.sample_records[i]);
+	for (uint32_t i = 0, n; i < m->batch.n_samples; i += n) {
+		n = m->batch.n_samples - i < LOGITS_ROWS ? m->batch.n_samples - i : LOGITS_ROWS;
+		for (uint32_t j = 0; j < n; j++)
+			memcpy(a->rows + j * hidden, m->x + m->batch.sample_rows[i + j] * hidden,
+				hidden * sizeof(float));
+		model_logits(a->p.model, a->scratch, a->rows, n, a->logits);
+		for (uint32_t j = 0; j < n; j++)
+			a->tokens[i + j] =
+				draw(a, m->batch.sample_records[i + j], a->logits + j * n_vocab);
 	}
 	a->n_tokens += m->batch.n_samples;
 	batcher_done(a->batcher, slot, elapsed(a), a->tokens);
@@ -270,7 +277,7 @@ static int open_all(struct attention *a)
 		return rc;
 	a->scratch = model_scratch_open(a->p.model);
 	a->rows = malloc(n_rows * a->config->hidden_size * sizeof(float));
-	a->logits = malloc(n_vocab * sizeof(float));
+	a->logits = malloc(LOGITS_ROWS * n_vocab * sizeof(float));
 	a->order = malloc(n_vocab * sizeof(*a->order));
 	a->tokens = malloc(n_rows * sizeof(*a->tokens));
 	if (!a->scratch || !a->rows || !a->logits || !a->order || !a->tokens)
