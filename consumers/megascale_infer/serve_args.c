@@ -180,5 +180,6 @@ void serve_parse(int argc, char **argv, struct serve *serve)
 			rows[i].about, 0};
 	options[N_ROWS] = (struct argp_option){
 		"rows", KEY_ROWS, "TYPE", 0, "f32 or bf16, between attention and experts (f32)", 0};
+	argp_err_exit_status = 2;
 	argp_parse(&argp, argc, argv, 0, NULL, serve);
 }
