@@ -201,7 +201,7 @@ static void print_rank(const json_t *rank)
 	const json_t *stats = json_object_get(rank, "transport");
 	double compute = (double)whole(ns, "compute"), send = (double)whole(ns, "send");
 	double wait = (double)whole(ns, "wait"), idle = (double)whole(ns, "idle");
-	double all = compute + send + wait + idle;
+	double all = fmax(compute + send + wait + idle, 1); /* nothing, if there was no round */
 	double spans = (double)whole(n, "send");
 
 	printf("%4d %-9s %6.1f%% %6.1f%% %6.1f%% %6.1f%% %9ld %12.1f", (int)whole(rank, "rank"),

@@ -3,10 +3,11 @@
 chunks, replicas and placements cut the work, over shared memory and over UCX; through the loss of
 an expert rank, and beside input that is wrong.
 
-    test_serve.py MEGASCALE_INFER M2N_MODEL REFERENCE_TOKENS [UCX]
+    test_serve.py MEGASCALE_INFER M2N_MODEL REFERENCE_TOKENS [ucx|no [TEST]...]
 """
 import json
 import os
+import pty
 import random
 import shutil
 import subprocess
@@ -224,6 +225,37 @@ class Serve(unittest.TestCase):
         self.assertEqual({n: len(t) for n, t in tokens.items()}, {0: 3, 2: 2})
         self.assertIn(trace + ':3: ', done.stderr)
         self.fails('no request', '-p', '300')
+        done, tokens, _ = self.run_serve('-p', '1 ' * 200, '--cache-tokens', 64)
+        self.assertEqual((done.returncode, tokens), (0, {}), done.stderr)
+        self.assertNotIn('nan', done.stdout)
+
+    def test_demo(self):
+        """The README's command, with the trace that is always there."""
+        out = os.path.join(self.dir.name, 'demo')
+        build = os.path.join(os.path.dirname(PROGRAM), '../..')
+        done = subprocess.run(
+            ['sh', os.path.join(ROOT, 'consumers/megascale_infer/demo.sh'), build, out, '-q'],
+            capture_output=True, text=True, check=False, timeout=100,
+            env={**os.environ, 'M2N_DATA': self.dir.name})
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn('200 requests (0 refused)', done.stdout)
+        self.assertLessEqual({'model', 'report.json', 'timeline.json', 'timeline.svg'},
+                             set(os.listdir(out)))
+
+    def test_progress(self):
+        """A line that is written over, on a terminal only."""
+        mine, theirs = pty.openpty()
+        args = [PROGRAM, 'serve', self.model, '-p', '5\t1 2 3']
+        for more, expected in ((), True), (('-q',), False):
+            subprocess.run([*args, *more], stdout=subprocess.DEVNULL, stderr=theirs, check=True,
+                           timeout=100)
+            os.write(theirs, b'.')
+            shown = os.read(mine, 4096)
+            self.assertEqual(b'\rrank 0: 0 requests, 1 tokens' in shown, expected, shown)
+        os.close(mine)
+        os.close(theirs)
+        done = self.run_serve('-p', '5\t1 2 3')[0]
+        self.assertNotIn('rank 0:', done.stderr)
 
     def test_wrong(self):
         self.fails('config.json: No such file', '-p', '1', model=self.dir.name + '/none')
@@ -246,9 +278,21 @@ class Serve(unittest.TestCase):
                 json.dump(config, file)
             with self.subTest(what=what):
                 self.fails(what, '-p', '1', model=broken)
+        shutil.copytree(self.model, broken, dirs_exist_ok=True)
+        path = os.path.join(broken, 'model.safetensors')
+        with open(path, 'rb') as file:
+            data = file.read()
+        for what, changed in (('the file is cut off', data[:-1000]),
+                              ('experts.3.w2.weight is missing',
+                               data.replace(b'0.block_sparse_moe.experts.3.w2.',
+                                            b'0.block_sparse_moe.experts.3.w9.', 1))):
+            with open(path, 'wb') as file:
+                file.write(changed)
+            with self.subTest(what=what):
+                self.fails(what, '-p', '1', model=broken)
 
 
 if __name__ == '__main__':
     PROGRAM, MODEL, REFERENCE = sys.argv[1:4]
-    HAS_UCX = sys.argv[4:] == ['ucx']
-    unittest.main(argv=sys.argv[:1], verbosity=1)
+    HAS_UCX = sys.argv[4:5] == ['ucx']
+    unittest.main(argv=[sys.argv[0]] + sys.argv[5:], verbosity=1)
