@@ -9,7 +9,8 @@
  * warm-up; its default is the time that a micro-batch needs alone over the time for which it
  * occupies the busiest worker: fewer leave that one idle, more only cost memory.
  *
- * All rules are tried and the shortest step is kept; without a bound given, also with more under
+ * All rules are tried, then sim_justify()'s priorities on top of them, and the shortest step is
+ * kept; without a bound given, also with more under
  * way, and with the fixed order of interleaved 1F1B. More under way has to be worth it. In the
  * fixed order micro-batches go in rounds through the virtual stages, 2 * (stages behind) +
  * (v - 1) * round forwards are the warm-up, then forward and backward take turns. In AF-Pipe the
@@ -45,6 +46,7 @@ struct builder {
 	size_t micro, last; /* of the chain in making */
 	int begun;
 	double stretch; /* of due dates; 0: the other rule */
+	long *priorities; /* [n_tasks] given, over either rule; may be NULL */
 	double due, period; /* so far in the chain; between micro-batches */
 };
 
@@ -99,6 +101,8 @@ static void add(struct builder *builder, struct train_op op, struct sim_task tas
 		task.priority = due_date(builder, op.kind, task.seconds);
 	task.group = (int)builder->micro;
 	task.opens = !builder->begun;
+	if (builder->priorities)
+		task.priority = builder->priorities[builder->sim.n_tasks];
 	at = sim_add(&builder->sim, task);
 	if (!builder->sim.failed)
 		builder->ops[at] = op;
@@ -367,20 +371,28 @@ static double period_of(const struct train_schedule_params *params)
 	return (double)params->v * (params->kind == TRAIN_1F1B ? a + f : fmax(a, f));
 }
 
-/* `bound` 0: the fixed order. */
-static int make(const struct train_schedule_params *params, size_t bound, double stretch,
-	struct train_schedule *schedule)
+/* Upper bound of a step's tasks. */
+static size_t count_tasks(const struct train_schedule_params *params)
 {
-	size_t n_tasks = (10 * params->p * params->v + 1) * params->n_micro;
+	return (10 * params->p * params->v + 1) * params->n_micro;
+}
+
+/*
+ * `bound` 0: the fixed order. priorities: [n_tasks] `given` ones, or those that are to be tried
+ * next; NULL: neither.
+ */
+static int make(const struct train_schedule_params *params, size_t bound, double stretch,
+	long *priorities, int given, struct train_schedule *schedule)
+{
 	struct builder builder = {.params = params, .stretch = stretch,
-		.period = period_of(params),
+		.period = period_of(params), .priorities = given ? priorities : NULL,
 		.n_workers = params->kind == TRAIN_1F1B ? params->p : 2 * params->p};
 	int rc = sim_open(&builder.sim, params->n_micro, 1);
 
 	if (rc)
 		return rc;
 	builder.sim.limits[0] = bound && bound < params->n_micro ? bound : params->n_micro;
-	builder.ops = calloc(n_tasks, sizeof(*builder.ops));
+	builder.ops = calloc(count_tasks(params), sizeof(*builder.ops));
 	for (int i = 0; !bound && i < 2; i++)
 		builder.placed[i] = calloc(builder.n_workers * params->v * params->n_micro,
 			sizeof(size_t));
@@ -392,6 +404,8 @@ static int make(const struct train_schedule_params *params, size_t bound, double
 	}
 	if (!rc && !bound)
 		builder.sim.limits[0] = count_in_flight(&builder.sim, params->n_micro);
+	if (!rc && priorities && !given)
+		rc = sim_justify(&builder.sim, priorities);
 	if (!rc)
 		rc = collect(&builder, schedule);
 	free(builder.ops);
@@ -402,21 +416,32 @@ static int make(const struct train_schedule_params *params, size_t bound, double
 }
 
 /* Keeps the shorter one; `worth`: what `best` may take at most, in parts of what it takes. */
-static int try(const struct train_schedule_params *params, size_t bound, double stretch,
-	double worth, struct train_schedule *best)
+static void keep(struct train_schedule *other, double worth, struct train_schedule *best)
 {
-	struct train_schedule other;
-	int rc = make(params, bound, stretch, &other);
-
-	if (rc)
-		return rc == -EDEADLK ? 0 : rc; /* a short last round, which is no order */
-	if (!best->ops || other.seconds < worth * best->seconds) {
+	if (!best->ops || other->seconds < worth * best->seconds) {
 		train_schedule_free(best);
-		*best = other;
+		*best = *other;
 	} else {
-		train_schedule_free(&other);
+		train_schedule_free(other);
 	}
-	return 0;
+}
+
+/* A rule, and once the starts that come of going through its schedule from the end. */
+static int try(const struct train_schedule_params *params, size_t bound, double stretch,
+	struct train_schedule *best)
+{
+	long *priorities = calloc(count_tasks(params), sizeof(*priorities));
+	int rc = priorities ? 0 : -ENOMEM;
+
+	for (int round = 0; !rc && round < (bound ? 2 : 1); round++) {
+		struct train_schedule other;
+
+		rc = make(params, bound, stretch, bound ? priorities : NULL, round, &other);
+		if (!rc)
+			keep(&other, best->max_in_flight < other.max_in_flight ? WORTH : 1, best);
+	}
+	free(priorities);
+	return rc == -EDEADLK ? 0 : rc; /* a short last round, which is no order */
 }
 
 int train_schedule_make(const struct train_schedule_params *params,
@@ -430,13 +455,12 @@ int train_schedule_make(const struct train_schedule_params *params,
 	if (rc)
 		return rc;
 	if (params->kind == TRAIN_SEQUENTIAL)
-		return make(params, bound, 0, schedule);
+		return make(params, bound, 0, NULL, 0, schedule);
 	for (size_t more = 2; !rc && more <= (given ? 2 : 4); more++)
 		for (size_t i = 0; !rc && i < sizeof(stretches) / sizeof(stretches[0]); i++)
-			rc = try(params, bound * more / 2, stretches[i],
-				best.max_in_flight < bound * more / 2 ? WORTH : 1, &best);
+			rc = try(params, bound * more / 2, stretches[i], &best);
 	if (!rc && !given)
-		rc = try(params, 0, 0, WORTH, &best);
+		rc = try(params, 0, 0, &best);
 	if (rc)
 		train_schedule_free(&best);
 	else

@@ -241,3 +241,62 @@ int sim_run(struct sim *sim)
 	free(run);
 	return rc;
 }
+
+enum { JUSTIFY_STEPS = 1 << 30 };
+
+/*
+ * Tasks that nobody waits for, like weights' gradients, could all begin at once from the end: those
+ * of a resource keep their order, so that few are ready at a time.
+ */
+static int keep_last(const struct sim *sim, struct sim *other)
+{
+	unsigned char *waited = calloc(sim->n_tasks + 1, 1);
+	size_t *last = calloc(SIM_MAX_RESOURCES, sizeof(*last));
+
+	for (size_t i = 0; waited && i < sim->n_edges; i++)
+		waited[sim->edges[2 * i]] = 1;
+	for (size_t i = sim->n_tasks; waited && last && i-- > 0;) {
+		size_t at = sim->order[i];
+		int resource = sim->tasks[at].resource;
+
+		if (waited[at])
+			continue;
+		if (last[resource])
+			sim_after(other, last[resource] - 1, at);
+		last[resource] = at + 1;
+	}
+	free(waited);
+	free(last);
+	return waited && last ? other->failed : -ENOMEM;
+}
+
+int sim_justify(const struct sim *sim, long *priorities)
+{
+	struct sim other;
+	double whole = 0, scale;
+	int rc = sim_open(&other, 0, 0);
+
+	if (rc)
+		return rc;
+	for (size_t i = 0; i < sim->n_tasks; i++)
+		whole = sim->tasks[i].end > whole ? sim->tasks[i].end : whole;
+	scale = whole > 0 ? JUSTIFY_STEPS / whole : 0;
+	for (size_t i = 0; i < sim->n_tasks; i++) {
+		struct sim_task task = sim->tasks[i];
+
+		task.group = SIM_NONE;
+		task.opens = 0;
+		task.n_waits = 0;
+		task.priority = -(long)(scale * task.end);
+		sim_add(&other, task);
+	}
+	for (size_t i = 0; i < sim->n_edges; i++)
+		sim_after(&other, sim->edges[2 * i + 1], sim->edges[2 * i]);
+	rc = keep_last(sim, &other);
+	if (!rc)
+		rc = sim_run(&other);
+	for (size_t i = 0; !rc && i < sim->n_tasks; i++)
+		priorities[i] = -(long)(scale * other.tasks[i].end);
+	sim_close(&other);
+	return rc;
+}
