@@ -44,8 +44,8 @@ void sim_after(struct sim *sim, size_t before, size_t after);
 int sim_run(struct sim *sim);
 /*
  * After sim_run: places the tasks once more from the end to the begin, what ended last first, and
- * without gates. priorities: [n_tasks] the starts that come of it, in parts of the whole time; tasks
- * that can wait come late. Run by them, a schedule often gets shorter (forward-backward
+ * without gates. priorities: [n_tasks] the starts that come of it, in parts of the whole time;
+ * tasks that can wait come late. Run by them, a schedule often gets shorter (forward-backward
  * improvement, Tormos and Lova 2001).
  */
 int sim_justify(const struct sim *sim, long *priorities);
