@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -93,20 +94,40 @@ static double simulate(
 
 struct bubble {
 	double simulated;                /* us, of the span */
-	double warm_up, cool_down, span; /* us, mean of the steps */
+	double warm_up, cool_down, span; /* us, medians of aligned steps */
 	double formula;                  /* (2p - 1) (max(T_a, T_f) + T_m2n) */
 	double exact;                    /* p T_a + (p - 1) T_f + (2p - 1) T_m2n */
 	double t_a, t_f, t_c;
 };
 
+/* Of a member of the bubbles of all aligned steps, us; 0: there are none. */
+static double median_bubble(const struct trainer *t, size_t offset)
+{
+	double *values = calloc(t->n_bubbles + 1, sizeof(*values)), median;
+
+	if (!values)
+		return 0;
+	for (size_t i = 0; i < t->n_bubbles; i++)
+		values[i] = (double)*(const int64_t *)(const void *)((const char *)&t->bubbles[i] +
+								     offset) /
+			    1e3;
+	qsort(values, t->n_bubbles, sizeof(*values), by_value);
+	median = values[t->n_bubbles / 2];
+	free(values);
+	return median;
+}
+
 static struct bubble measure_bubble(
 	const struct metrics *m, const struct trainer *t, const struct metrics_rank *ranks)
 {
-	double n = t->bubble.n_steps ? (double)t->bubble.n_steps * 1e3 : 1, p = m->options->place.p;
-	struct bubble b = {simulate(m, t, ranks), (double)t->bubble.warm_up_ns / n,
-		(double)t->bubble.cool_down_ns / n, (double)t->bubble.span_ns / n, 0, 0,
-		mean_op(m, ranks, 0, TRAIN_FORWARD), mean_op(m, ranks, 1, TRAIN_FORWARD),
-		mean_send(m, ranks)};
+	double p = m->options->place.p;
+	struct bubble b = {.simulated = simulate(m, t, ranks),
+		.warm_up = median_bubble(t, offsetof(struct trainer_bubble, warm_up_ns)),
+		.cool_down = median_bubble(t, offsetof(struct trainer_bubble, cool_down_ns)),
+		.span = median_bubble(t, offsetof(struct trainer_bubble, span_ns)),
+		.t_a = mean_op(m, ranks, 0, TRAIN_FORWARD),
+		.t_f = mean_op(m, ranks, 1, TRAIN_FORWARD),
+		.t_c = mean_send(m, ranks)};
 
 	if (m->options->place.together) { /* one operation has both */
 		b.formula = b.exact = (p - 1) * (b.t_a + b.t_c);

@@ -21,7 +21,7 @@ enum { MAX_DEPTH = 64 }; /* of a channel */
 /* Of a rank to rank 0, and summed by it, to all. */
 struct report {
 	double loss, balance, square_sum;
-	uint64_t bad_layer; /* the smallest */
+	uint64_t bad_layer;       /* the smallest */
 	int64_t begin_ns, end_ns; /* of a step's computation; 0: none */
 };
 
@@ -107,6 +107,7 @@ void trainer_close(struct trainer *t)
 	nn_work_close(t->work);
 	flow_free(&t->flow);
 	free(t->owed);
+	free(t->bubbles);
 	free(t);
 }
 
@@ -191,8 +192,13 @@ static double square_sum(struct trainer *t)
 
 static void add_bubble(struct trainer *t, const struct report *all)
 {
+	struct trainer_bubble *bubbles =
+		realloc(t->bubbles, (t->n_bubbles + 1) * sizeof(*t->bubbles));
 	int64_t first[2] = {INT64_MAX, INT64_MAX}, last[2] = {0, 0};
 
+	if (!bubbles)
+		return;
+	t->bubbles = bubbles;
 	for (int i = 0; i < t->env->n_ranks; i++) {
 		int64_t at[2] = {all[i].begin_ns, all[i].end_ns};
 
@@ -201,10 +207,8 @@ static void add_bubble(struct trainer *t, const struct report *all)
 			last[e] = at[e] > last[e] ? at[e] : last[e];
 		}
 	}
-	t->bubble.n_steps++;
-	t->bubble.warm_up_ns += last[0] - first[0];
-	t->bubble.cool_down_ns += last[1] - first[1];
-	t->bubble.span_ns += last[1] - first[0];
+	bubbles[t->n_bubbles++] =
+		(struct trainer_bubble){last[0] - first[0], last[1] - first[1], last[1] - first[0]};
 }
 
 /* Adds everybody's report, in the order of ranks. */

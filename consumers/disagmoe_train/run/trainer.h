@@ -36,9 +36,8 @@ struct trainer_times {
 	int64_t sent_ns, n_sent; /* handing rows or gradients over, in passes */
 };
 
-/* At rank 0, sums over aligned steps: what the clocks of all ranks say, if it is one host's. */
+/* At rank 0, of an aligned step: what the clocks of all ranks say, if it is one host's. */
 struct trainer_bubble {
-	int64_t n_steps;
 	int64_t warm_up_ns, cool_down_ns; /* from the first rank's begin to the last one's; ends */
 	int64_t span_ns;                  /* first begin to last end */
 };
@@ -54,7 +53,8 @@ struct trainer {
 	struct attention_side *attention;
 	struct expert_side *experts;
 	struct trainer_times times;
-	struct trainer_bubble bubble;
+	struct trainer_bubble *bubbles; /* [n_bubbles] */
+	size_t n_bubbles;
 	int64_t mark; /* where the next span begins */
 	/* Of the pass under way. */
 	int is_training;
