@@ -3,47 +3,18 @@
  * megascale_infer: disaggregated serving of mixture-of-experts models, after MegaScale-Infer
  * (arXiv 2504.02263). One program, a command for each step.
  */
-#include <stdio.h>
-#include <string.h>
-
 #include "commands.h"
+#include "report/program.h"
 
-static const struct {
-	const char *name, *what;
-	int (*run)(int argc, char **argv);
-} commands[] = {
+static const struct program_command commands[] = {
 	{"plan", "sizes and numbers of nodes for a model, from its shape and the GPUs", plan_main},
 	{"profile", "what the plan wants to know of this machine, measured", profile_main},
 	{"serve", "serves requests by attention and expert ranks", serve_main},
 	{"simulate", "the pipeline of a plan as discrete events", simulate_main},
 };
 
-enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
-
-static void print_usage(FILE *stream)
-{
-	fprintf(stream, "usage: megascale_infer COMMAND [OPTION...]\n\n");
-	for (size_t i = 0; i < N_COMMANDS; i++)
-		fprintf(stream, "  %-10s %s\n", commands[i].name, commands[i].what);
-	fprintf(stream, "\n`megascale_infer COMMAND --help` lists a command's options.\n");
-}
-
 int main(int argc, char **argv)
 {
-	char name[64];
-
-	for (size_t i = 0; argc > 1 && i < N_COMMANDS; i++)
-		if (!strcmp(argv[1], commands[i].name)) {
-			snprintf(name, sizeof(name), "megascale_infer %s", argv[1]);
-			argv[1] = name;
-			return commands[i].run(argc - 1, argv + 1);
-		}
-	if (argc > 1 && !strcmp(argv[1], "--help")) {
-		print_usage(stdout);
-		return 0;
-	}
-	if (argc > 1)
-		fprintf(stderr, "megascale_infer: '%s' is no command\n", argv[1]);
-	print_usage(stderr);
-	return 2;
+	return program_run(
+		"megascale_infer", commands, sizeof(commands) / sizeof(commands[0]), argc, argv);
 }
