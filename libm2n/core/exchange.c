@@ -213,7 +213,7 @@ static int put_messaging(struct m2n_exchange *x, struct m2n__tx *tx, const struc
 	if (n > n_iov + 1)
 		return -ENOMEM;
 	if (tx->twin)
-		head.place = m2n__credit_carry(x, tx->twin);
+		head.place = m2n__credit_carry(tx->twin);
 	rc = m2n__tx_put_slot(x, tx, tx->slot, tx->seq, &head, x->pieces, n);
 	return rc == M2N_ERR_PEER_LOST ? m2n__error_at(rc, "%s: rank %d is lost", x->title,
 						 tx->peer->rank)

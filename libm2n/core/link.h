@@ -112,6 +112,7 @@ struct m2n__rx {
 	atomic_int returning;      /* that process is connected again, its rounds go on */
 	_Atomic uint64_t n_released; /* in_order: of the peer's messages */
 	atomic_uint owed;            /* of those, not told yet */
+	atomic_uint is_unpaid;       /* of those, some were carried at most */
 	struct m2n__tx *twin;        /* the same peer's, NULL: nothing is sent to it */
 	uint64_t seq;  /* public exchange: messages taken */
 	uint32_t slot; /* public exchange: of the next message */
@@ -175,7 +176,7 @@ void m2n__exchange_sizes(
 
 /* core/credit.c: in_order, messaging. */
 void m2n__credit_owe(struct m2n_exchange *x, struct m2n__rx *rx); /* one more was released */
-uint64_t m2n__credit_carry(struct m2n_exchange *x, struct m2n__rx *rx); /* for a head */
+uint64_t m2n__credit_carry(struct m2n__rx *rx); /* for a head */
 void m2n__credit_forget(struct m2n_exchange *x, struct m2n__rx *rx);
 
 /* core/link_frame.c. Under lock. */

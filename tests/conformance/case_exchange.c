@@ -173,6 +173,56 @@ static int credits(const struct conf *conf)
 	return ranks_run(1, check_credits, NULL, &conf->opts);
 }
 
+/* A slot that was given back is free, also where its credit came with a message that is not taken. */
+static void check_carried(struct rank *rank)
+{
+	const int peer = rank->n_ranks - 1 - rank->rank, is_first = rank->rank == 0;
+	struct m2n_exchange_params params = M2N_EXCHANGE_PARAMS_INIT;
+	struct m2n_exchange *exchange, *told;
+	uint32_t n_messages = is_first ? 3 + (rank->n_ranks == 1) : 4;
+	const void *data;
+	size_t bytes;
+
+	params.name = "told";
+	params.send_to = params.recv_from = &peer;
+	params.n_send = is_first;
+	params.n_recv = peer == 0;
+	params.depth = 1;
+	expect_ok(m2n_exchange_create(rank->group, &params, &told));
+	expect_ok(create(rank, &peer, 1, &peer, 1, MAX_BYTES, 3, &exchange));
+	for (uint32_t i = 0; i < 2; i++)
+		expect_ok(put_message(exchange, rank->rank, peer, i, M2N_TIMEOUT_DEFAULT));
+	check_message(exchange, peer, rank->rank, 0);
+	expect_ok(m2n_exchange_release(exchange, peer));
+	expect_ok(put_message(exchange, rank->rank, peer, 2, M2N_TIMEOUT_DEFAULT));
+	if (is_first) {
+		expect_ok(put_message(exchange, rank->rank, peer, 3, M2N_TIMEOUT_DEFAULT));
+		expect_ok(m2n_exchange_put(told, peer, NULL, 0, M2N_TIMEOUT_DEFAULT));
+		expect_ok(m2n_exchange_flush(told, peer, M2N_TIMEOUT_DEFAULT));
+	}
+	/* The other one waits meanwhile, for something else. */
+	if (peer == 0) {
+		expect_ok(m2n_exchange_get(told, 0, M2N_TIMEOUT_DEFAULT, &data, &bytes));
+		expect_ok(m2n_exchange_release(told, 0));
+	}
+	for (uint32_t i = 1; i < n_messages; i++) {
+		check_message(exchange, peer, rank->rank, i);
+		expect_ok(m2n_exchange_release(exchange, peer));
+	}
+	rank_barrier(rank);
+	m2n_exchange_destroy(told);
+	m2n_exchange_destroy(exchange);
+}
+
+static int carried(const struct conf *conf)
+{
+	int result = ranks_run(1, check_carried, NULL, &conf->opts);
+
+	return result || strstr(conf->backend, "self")
+		       ? result
+		       : ranks_run(2, check_carried, NULL, &conf->opts);
+}
+
 static void check_refusals(struct rank *rank)
 {
 	static uint8_t data[MAX_BYTES + 1];
@@ -349,6 +399,7 @@ const struct conf_case exchange_cases[] = {
 	{"exchange: all to all in order, sizes 0..max, depth 1..4", 1, all_to_all, HOST_MEMORY},
 	{"exchange: twelve ranks, all to all", 12, many_peers, HOST_MEMORY},
 	{"exchange: credits", 1, credits, HOST_MEMORY},
+	{"exchange: credits that messages carry", 1, carried, HOST_MEMORY},
 	{"exchange: refusals queue nothing", 1, refusals, HOST_MEMORY},
 	{"exchange: errors of create", 1, create_errors, HOST_MEMORY},
 	{"exchange: disagreeing shapes", 2, shapes, HOST_MEMORY},
