@@ -16,11 +16,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "model/error.h"
 
 enum { KEY_MODELS = 256, KEY_GPUS, KEY_TRACE, KEY_SVG, KEY_JSON, KEY_SCHEDULE, KEY_COPIES,
-	KEY_HEAD, KEY_RESIDUAL, KEY_RECOMPUTE, KEY_MEMORY, KEY_A, KEY_F, KEY_NUMBER };
+	KEY_PROFILE, KEY_HEAD, KEY_RESIDUAL, KEY_RECOMPUTE, KEY_MEMORY, KEY_A, KEY_F, KEY_NUMBER };
 
 static const struct number {
 	const char *name;
@@ -61,6 +62,7 @@ static const struct argp_option options[] = {
 	{"models", KEY_MODELS, "FILE", 0, "a table in the form of models.csv", 0},
 	{"gpu", 'g', "NAME", 0, "kind of GPU (H800)", 0},
 	{"gpus", KEY_GPUS, "FILE", 0, "a table in the form of gpus.csv", 0},
+	{"profile", KEY_PROFILE, "FILE", 0, "plan: model and times measured here", 0},
 	{"trace", KEY_TRACE, "FILE", 0, "routing whose skew the experts have", 0},
 	{"copies", KEY_COPIES, "WHERE", 0, "a row travels once per node (default), rank, expert",
 		0},
@@ -126,7 +128,7 @@ static int parse_text(struct planner_args *args, int key, char *text)
 	} texts[] = {
 		{'m', &args->model}, {KEY_MODELS, &args->models}, {'g', &args->gpu},
 		{KEY_GPUS, &args->gpus}, {KEY_TRACE, &args->trace}, {KEY_SVG, &args->svg},
-		{KEY_SCHEDULE, &args->schedule},
+		{KEY_SCHEDULE, &args->schedule}, {KEY_PROFILE, &args->profile},
 	};
 
 	for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
@@ -184,18 +186,45 @@ static error_t parse_one(int key, char *text, struct argp_state *state)
 	}
 }
 
+/* This machine: a rank on each core, rows that are copied in memory for each expert. */
+static int read_profile(struct planner_args *args)
+{
+	struct train_case *job = &args->job;
+	struct machine *m = &args->machine;
+	double nic = job->nic_bytes_per_s;
+	int rc = machine_read(args->profile, m);
+
+	if (rc)
+		return rc;
+	job->machine = m;
+	job->model = (struct plan_model){.name = "profile", .n_layers = m->layers,
+		.hidden = m->hidden, .expert_hidden = m->intermediate, .n_experts = m->experts,
+		.top_k = m->top_k, .q_width = m->heads * m->head_dim,
+		.kv_width = m->kv_heads * m->head_dim, .vocab = m->vocab};
+	job->seq = m->seq;
+	job->flops = m->gflops * 1e9;
+	job->link_bytes_per_s = m->copy_us > 0 ? 1e12 / m->copy_us : 1e12;
+	job->nic_bytes_per_s = nic > 0 ? nic * 1e9 : job->link_bytes_per_s;
+	job->gpus_per_node = 1;
+	job->gpu_bytes = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGE_SIZE) /
+		(double)sysconf(_SC_NPROCESSORS_ONLN);
+	args->gpu = "cores";
+	return 0;
+}
+
 static int read_tables(struct planner_args *args)
 {
 	struct train_case *job = &args->job;
 	double nic = job->nic_bytes_per_s;
 	struct plan_gpu gpu;
-	int rc = case_find_model(args->models, args->model, &job->model);
+	int rc = args->profile ? read_profile(args) :
+				 case_find_model(args->models, args->model, &job->model);
 
-	if (!rc)
+	if (!rc && !args->profile)
 		rc = plan_gpu_find(args->gpus, args->gpu, 1, &gpu);
 	if (!rc && args->trace)
 		rc = load_trace_read(args->trace, &job->trace);
-	if (rc)
+	if (rc || args->profile)
 		return rc;
 	job->flops = gpu.flops;
 	job->gpu_bytes = gpu.mem_bytes;
@@ -207,12 +236,13 @@ static int read_tables(struct planner_args *args)
 }
 
 /* Ranges of both sides stand for themselves; else they are the ways to divide a pair. */
-static void set_pair(struct plan_space *space)
+static void set_pair(const char *profile, struct plan_space *space)
 {
+	double n_cores = (double)sysconf(_SC_NPROCESSORS_ONLN);
 	int given = space->min_a > 0 && space->min_f > 0;
 
 	if (space->pair_gpus < 0)
-		space->pair_gpus = given ? 0 : 32;
+		space->pair_gpus = given ? 0 : profile ? fmax(2, n_cores) : 32;
 	if (space->min_a <= 0) {
 		space->min_a = 1;
 		space->max_a = 1024;
@@ -241,6 +271,21 @@ static int check(const struct planner_args *args)
 	return 0;
 }
 
+/* What a profile's plan has instead: fp32, ranks of `run` and its batch. */
+static void set_here(struct planner_args *args)
+{
+	struct train_case *job = &args->job;
+
+	job->efficiency = job->m2n_util = job->a2a_util = 1;
+	job->sm_share = 0;
+	job->p = job->ep = 1;
+	job->batch = 16;
+	job->copies = CASE_PER_EXPERT;
+	job->residual_nic = job->head_last = 1;
+	job->value_bytes = job->weight_bytes = job->grad_bytes = 4;
+	job->optimizer_bytes = 8;
+}
+
 int planner_args_parse(int argc, char **argv, const char *doc, struct planner_args *args)
 {
 	struct argp_option table[N_OPTIONS + N_NUMBERS + 1] = {{0}};
@@ -251,15 +296,18 @@ int planner_args_parse(int argc, char **argv, const char *doc, struct planner_ar
 		.job = {.efficiency = .5, .m2n_util = .965, .a2a_util = .845,
 			.sm_share = 20. / 132, .seq = 4096, .n_sequences = 1, .batch = 512, .p = 4,
 			.ep = 16, .window = 2048, .weight_bytes = 2, .grad_bytes = 4,
-			.optimizer_bytes = 12},
+			.optimizer_bytes = 12, .value_bytes = 2},
 		.space = {.pair_gpus = -1, .slack = .02}};
+	for (int i = 1; i < argc; i++)
+		if (!strncmp(argv[i], "--profile", strlen("--profile")))
+			set_here(args);
 	memcpy(table, options, sizeof(options));
 	for (int i = 0; i < N_NUMBERS; i++)
 		table[N_OPTIONS + i] = (struct argp_option){numbers[i].name, KEY_NUMBER + i, "N", 0,
 			numbers[i].text, 1};
 	argp_err_exit_status = 2;
 	argp_parse(&argp, argc, argv, 0, NULL, args);
-	set_pair(&args->space);
+	set_pair(args->profile, &args->space);
 	rc = read_tables(args);
 	if (!rc)
 		rc = check(args);

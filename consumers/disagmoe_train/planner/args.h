@@ -10,8 +10,9 @@
 struct planner_args {
 	struct train_case job;
 	struct plan_space space;
-	const char *model, *models, *gpu, *gpus, *trace, *svg, *schedule;
+	const char *model, *models, *gpu, *gpus, *trace, *svg, *schedule, *profile;
 	double top; /* splits to print */
+	struct machine machine; /* of --profile */
 	int json;
 };
 

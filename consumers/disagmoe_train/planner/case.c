@@ -93,7 +93,7 @@ double case_places(const struct train_case *job, double n_places)
 
 double case_row_bytes(const struct train_case *job)
 {
-	return 2 * job->model.hidden;
+	return job->value_bytes * job->model.hidden;
 }
 
 double case_rows(const struct train_case *job, double n_ranks)

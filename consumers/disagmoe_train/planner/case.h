@@ -11,6 +11,7 @@
 #include <stddef.h>
 
 #include "load.h"
+#include "planner/machine.h"
 #include "specs.h"
 
 /* How many times a row travels from an attention group to the experts. */
@@ -40,6 +41,8 @@ struct train_case {
 	int recompute; /* a layer's forward once more in its backward; only inputs are kept */
 	int head_last; /* the head on the group that is last; else over all of them */
 	int residual_nic; /* the residual stream travels by NIC, not inside a node */
+	double value_bytes; /* of a row's value, of an activation */
+	const struct machine *machine; /* measured times, not FLOPs over a rate; NULL: none */
 	struct load_trace trace; /* experts NULL: balanced routing; owned */
 };
 

@@ -8,6 +8,32 @@
 
 #include <math.h>
 
+/* A profile's times: so many sequences on a rank, so many rows of each of its experts. */
+static void look_up(const struct train_case *job, double tokens, double gpus_a, double gpus_f,
+	double busiest, struct train_costs *costs)
+{
+	const struct machine *m = job->machine;
+	double n = tokens / gpus_a / job->seq, experts = job->model.n_experts;
+	double rows = tokens * job->model.top_k / experts, own = experts / gpus_f * busiest * 1e-6;
+	double head = n * (m->head_us + m->head_weights_us) * 1e-6;
+
+	*costs = (struct train_costs){
+		.attention = {machine_us(&m->attention, MACHINE_FORWARD, n) * 1e-6,
+			machine_us(&m->attention, MACHINE_BACKWARD, n) * 1e-6},
+		.attention_weights = machine_us(&m->attention, MACHINE_WEIGHTS, n) * 1e-6,
+		.ffn = {own * machine_us(&m->expert, MACHINE_FORWARD, rows),
+			own * machine_us(&m->expert, MACHINE_BACKWARD, rows)},
+		.ffn_weights = own * machine_us(&m->expert, MACHINE_WEIGHTS, rows),
+		.head = job->head_last ? head : 0,
+	};
+	if (!job->head_last)
+		costs->attention[1] += head / job->model.n_layers;
+	if (job->recompute) {
+		costs->attention[1] += costs->attention[0];
+		costs->ffn[1] += costs->ffn[0];
+	}
+}
+
 void costs_compute(const struct train_case *job, double tokens, double gpus_a, double gpus_f,
 	double busiest, struct train_costs *costs)
 {
@@ -18,6 +44,10 @@ void costs_compute(const struct train_case *job, double tokens, double gpus_a, d
 	double head = 3 * case_head(job) / (rate * gpus_a);
 	double again = job->recompute ? 1 : 0;
 
+	if (job->machine) {
+		look_up(job, tokens, gpus_a, gpus_f, busiest, costs);
+		return;
+	}
 	*costs = (struct train_costs){
 		.attention = {projections + scores, projections + CASE_SCORES_BACKWARD * scores +
 				again * (projections + scores)},

@@ -1,14 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Activations in bf16. Kept of attention: input, q, k, v, their mix, output, and the rows that go
- * out; of the experts: rows, gate, up and their product. With recomputation only the input of
- * either.
+ * Kept of attention: input, q, k, v, their mix, output, and the rows that go out; of the experts:
+ * rows, gate, up and their product. With recomputation only the input of either.
  */
 #include "planner/memory.h"
 
 #include <math.h>
-
-enum { VALUE_BYTES = 2 };
 
 static double attention_record(const struct train_case *job, double tokens)
 {
@@ -16,7 +13,7 @@ static double attention_record(const struct train_case *job, double tokens)
 	double values = job->recompute ? m->hidden :
 					 3 * m->hidden + 2 * m->q_width + 2 * m->kv_width;
 
-	return tokens * values * VALUE_BYTES;
+	return tokens * values * job->value_bytes;
 }
 
 /* tokens: whose rows the GPU would have if all were alike. */
@@ -25,7 +22,7 @@ static double expert_record(const struct train_case *job, double tokens)
 	const struct plan_model *m = &job->model;
 	double values = job->recompute ? m->hidden : m->hidden + 3 * m->expert_hidden;
 
-	return tokens * (m->top_k + m->n_shared) * values * VALUE_BYTES;
+	return tokens * (m->top_k + m->n_shared) * values * job->value_bytes;
 }
 
 static double group_layers(const struct train_case *job)

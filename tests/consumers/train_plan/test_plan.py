@@ -165,8 +165,8 @@ class Search(Base):
         # 16 nodes of H800, 16 attention GPUs, 16:16 NICs.
         best = {}
         for seq in (4096, 16384):
-            found = plan('--seq', seq, '--attention-gpus', 16, '--ffn-gpus', '4-16',
-                         '--attention-nics', 16, '--ffn-nics', 16)
+            found = plan('--seq', seq, '--attention-gpus', 16, '--ffn-gpus', '4-16', '--batch',
+                         256, '--attention-nics', 16, '--ffn-nics', 16)
             best[seq] = found['plans'][0]['ffn_gpus']
         self.assertEqual(best[4096], 16)
         self.assertIn(best[16384], (9, 10, 11))
