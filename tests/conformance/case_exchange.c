@@ -173,7 +173,7 @@ static int credits(const struct conf *conf)
 	return ranks_run(1, check_credits, NULL, &conf->opts);
 }
 
-/* A slot that was given back is free, also where its credit came with a message that is not taken. */
+/* A slot that was given back is free, though its credit lies in a message that was not taken. */
 static void check_carried(struct rank *rank)
 {
 	const int peer = rank->n_ranks - 1 - rank->rank, is_first = rank->rank == 0;
