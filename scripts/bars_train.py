@@ -2,17 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bars of disagmoe_train, each with the figure, the limit and the command.
 
-  bars_train.py BUILD OUT [--part simulate] [--data DIR]
+  bars_train.py BUILD OUT [--part simulate] [--part foretell] [--data DIR] [--rounds N]
 
 Part simulate: splits and schedules of a cluster by the simulator, beside the figures of DisagMoE,
-and how they hang on the assumptions. It computes, so any machine will do. Writes OUT/simulate.md
-and OUT/simulate.json. Exits 0 whatever the figures are.
+and how they hang on the assumptions. It computes, so any machine will do.
+
+Part foretell: steps of runs on this machine, as `simulate --profile` has them and measured; wants
+a quiet machine. Each round measures the profile and all runs once; medians of the rounds count.
+
+A part writes OUT/PART.md and OUT/PART.json. Exits 0 whatever the figures are.
 """
 import argparse
+import csv
 import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 
 MODELS = ('DeepSeek-MoE', 'GPT-OSS-120B', 'Qwen3-235B')
 SEQS = (4096, 8192, 16384, 32768)
@@ -35,7 +42,8 @@ class Report:
         return self.raw[name]
 
     def table(self, title, head, rows):
-        self.lines += ['', title, '', '| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+        self.lines += ['', title, ''] if title else ['']
+        self.lines += ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
         self.lines += ['| ' + ' | '.join(map(str, row)) + ' |' for row in rows]
 
     def write(self, out, name):
@@ -152,7 +160,7 @@ def assumptions(report, data):
     report.table('What the assumptions do', head, rows)
 
 
-def part_simulate(build, out, data):
+def part_simulate(build, out, data, _rounds):
     report, bars = Report(os.path.join(build, 'consumers', 'disagmoe_train', 'disagmoe_train')), []
     splits(report, bars)
     schedules(report, bars)
@@ -169,7 +177,75 @@ def part_simulate(build, out, data):
     report.write(out, 'simulate')
 
 
-PARTS = {'simulate': part_simulate}
+# Runs that differ in ranks, schedule and cut; the model is one.
+BASE = ('--layers', 4, '--sequences', 8)
+RUNS = (('-s', 'sequential'), ('-s', 'afpipe'), ('-s', 'afpipe', '--join-weights'),
+        ('-s', 'afpipe', '-m', 8), ('-s', 'afpipe', '-m', 2), ('-s', 'afpipe', '--layers', 8),
+        ('-s', '1f1b'), ('-s', '1f1b', '-m', 2), ('-s', 'sequential', '-m', 8),
+        ('-s', 'afpipe', '-M', 2, '-N', 1), ('-s', 'afpipe', '-M', 1, '-N', 2),
+        ('-s', '1f1b', '-p', 2), ('-s', 'afpipe', '-p', 2), ('-s', 'afpipe', '-p', 4))
+N_STEPS, N_COUNTED = 16, 8
+
+
+def call(program, *args):
+    words = [program, *map(str, args)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
+    if done.returncode:
+        sys.exit(f'{" ".join(words)}: exit {done.returncode}\n{done.stderr}')
+    return done.stdout
+
+
+def foretell_once(program, text, own, folder):
+    """Foretold and measured step in ms, and each rank's memory over the plan's."""
+    files = {name: os.path.join(folder, name) for name in ('here.json', 'r.json', 'm.csv', 't.csv')}
+    call(program, 'run', *BASE, *own, '-q', '-n', N_STEPS, '--metrics', files['m.csv'], '--json',
+         files['r.json'], '--evaluate-sequences', 1, '--dump-routing', files['t.csv'], text)
+    with open(files['m.csv'], encoding='utf-8') as file:
+        seconds = [float(row['seconds']) for row in csv.DictReader(file)][-N_COUNTED:]
+    with open(files['r.json'], encoding='utf-8') as file:
+        ranks = json.load(file)['ranks']
+    told = json.loads(call(program, 'simulate', '--profile', files['here.json'], '--json',
+                           '--trace', files['t.csv'], *BASE, *own, text))
+    return {'foretold_ms': told['step_ms'], 'measured_ms': statistics.median(seconds) * 1e3,
+            'memory': [rank['bytes'] / rank['planned_bytes'] for rank in ranks]}
+
+
+def part_foretell(build, out, data, rounds):
+    """Every configuration by the same profile; routing comes from a dump of the run."""
+    report = Report(os.path.join(build, 'consumers', 'disagmoe_train', 'disagmoe_train'))
+    text = os.path.join(data, 'text', 'tinyshakespeare.txt')
+    if not os.path.exists(text):
+        text = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'tests', 'data',
+                            'text_small.txt')
+    found = {own: [] for own in RUNS}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(rounds):
+            call(report.program, 'profile', '--output', os.path.join(folder, 'here.json'), *BASE,
+                 text)
+            for own in RUNS:
+                found[own].append(foretell_once(report.program, text, own, folder))
+    rows, n_met = [], 0
+    for own, all_rounds in found.items():
+        told, measured = (statistics.median(r[key] for r in all_rounds)
+                          for key in ('foretold_ms', 'measured_ms'))
+        memory = [statistics.median(r['memory'][i] for r in all_rounds)
+                  for i in range(len(all_rounds[0]['memory']))]
+        n_met += abs(told / measured - 1) <= .1
+        name = ' '.join(map(str, own))
+        report.raw[name] = all_rounds
+        rows.append([f'`{name}`', len(memory), f'{told:.1f}', f'{measured:.1f}',
+                     f'{told / measured - 1:+.0%}', met(abs(told / measured - 1) <= .1),
+                     f'{min(memory):.2f} to {max(memory):.2f}'])
+        print(*rows[-1], flush=True)
+    report.lines = [f'{n_met} of {len(rows)} steps foretold within 10 % on {os.cpu_count()} cores; '
+                    f'at least 6 are wanted. Medians of {rounds} rounds. '
+                    f'`disagmoe_train run {" ".join(map(str, BASE))} ...`']
+    report.table('', ['run', 'ranks', 'foretold ms', 'measured ms', 'off', 'within 10 %',
+                      'memory over plan'], rows)
+    report.write(out, 'foretell')
+
+
+PARTS = {'foretell': part_foretell, 'simulate': part_simulate}
 
 
 def main():
@@ -178,10 +254,11 @@ def main():
     parser.add_argument('out')
     parser.add_argument('--part', choices=sorted(PARTS), action='append')
     parser.add_argument('--data', default='../shared/data')
+    parser.add_argument('--rounds', type=int, default=3)
     options = parser.parse_args()
     os.makedirs(options.out, exist_ok=True)
     for part in options.part or sorted(PARTS):
-        PARTS[part](options.build, options.out, options.data)
+        PARTS[part](options.build, options.out, options.data, options.rounds)
 
 
 if __name__ == '__main__':

@@ -40,6 +40,7 @@ struct rank {
 struct world {
 	const struct run_options *o;
 	const struct machine *m;
+	const struct load_trace *trace;
 	struct flow flow;
 	struct rank *ranks;
 	size_t n_ranks, n_ended;
@@ -71,38 +72,57 @@ static double attention_us(const struct world *w, const struct place *place,
 	double n = own_sequences(w, place), mb = row_megabytes(w, place);
 	double k = w->o->settings.config.top_k;
 	/* A residual is copied twice; replies are kept and added. */
-	double in = act->layer ? mb * (m->copy_us + k * m->combine_us) : 0;
-	double back = act->layer ? mb * (k * m->combine_us + m->copy_us) : 0;
+	double half = m->transfer_us / 2;
+	double in = act->layer ? mb * (m->copy_us + k * m->combine_us) + half : 0;
+	double back = act->layer ? mb * (k * m->combine_us + m->copy_us) + half : 0;
 
 	switch (act->kind) {
 	case ACT_FORWARD:
-		return machine_us(&m->attention, MACHINE_FORWARD, n) + in +
+		return machine_us(&m->attention, MACHINE_FORWARD, n) + in + half +
 			mb * (k + 1) * m->copy_us;
 	case ACT_HEAD:
 		return n * (m->head_us + m->head_weights_us) + in + back;
 	case ACT_BACKWARD:
-		return machine_us(&m->attention, MACHINE_BACKWARD, n) + back +
+		return machine_us(&m->attention, MACHINE_BACKWARD, n) + back + half +
 			mb * (m->copy_us + k * m->combine_us);
 	default:
 		return machine_us(&m->attention, MACHINE_WEIGHTS, n);
 	}
 }
 
-static double experts_us(const struct world *w, const struct place *place, const struct act *act)
+/* Rows of an expert in a layer and micro-batch. */
+static double expert_rows(const struct world *w, const struct act *act, uint32_t expert)
 {
 	const struct nn_settings *s = &w->o->settings;
+	size_t tokens = (size_t)(s->step_seqs / s->n_micro_batches) * s->seq_len;
+	double even = (double)tokens * s->config.top_k / s->config.n_experts;
+
+	if (!w->trace)
+		return even;
+	return even * load_trace_share(w->trace, act->layer, act->micro * tokens, tokens, expert) *
+		s->config.n_experts / (double)w->trace->n_experts;
+}
+
+static double experts_us(const struct world *w, const struct place *place, const struct act *act)
+{
+	static const enum machine_part parts[] = {[ACT_FORWARD] = MACHINE_FORWARD,
+		[ACT_BACKWARD] = MACHINE_BACKWARD, [ACT_WEIGHTS] = MACHINE_WEIGHTS};
 	const struct machine *m = w->m;
-	double rows = (double)s->step_seqs / s->n_micro_batches * s->seq_len * s->config.top_k /
-		s->config.n_experts, mb;
+	double us = act->kind == ACT_WEIGHTS ? 0 : m->transfer_us;
+	/* Each source's rows are a call of their own. */
+	double n_calls = act->kind == ACT_WEIGHTS ? 1 : place->n_a;
+	double row_us = act->kind == ACT_WEIGHTS ? 0 : w->o->settings.config.hidden_size *
+		sizeof(float) * 1e-6 * m->copy_us;
 	uint32_t first, n;
 
 	place_experts(place, (uint32_t)place->expert, &first, &n);
-	mb = rows * n * s->config.hidden_size * sizeof(float) * 1e-6;
-	if (act->kind == ACT_WEIGHTS)
-		return n * machine_us(&m->expert, MACHINE_WEIGHTS, rows);
-	/* Each source's rows are a call of their own. */
-	return n * place->n_a * machine_us(&m->expert, act->kind == ACT_FORWARD ? MACHINE_FORWARD :
-		MACHINE_BACKWARD, rows / place->n_a) + mb * m->copy_us;
+	for (uint32_t expert = first; expert < first + n; expert++) {
+		double rows = expert_rows(w, act, expert);
+
+		us += n_calls * machine_us(&m->expert, parts[act->kind], rows / n_calls) +
+			rows * row_us;
+	}
+	return us;
 }
 
 static double step_us(const struct world *w, struct place *place, enum act_kind kind)
@@ -441,13 +461,16 @@ static void layer_times(const struct world *w, struct local_result *result)
 	}
 }
 
-int local_run(const struct run_options *options, const struct machine *machine, double n_cores,
-	struct local_result *result)
+int local_run(const struct run_options *options, const struct machine *machine,
+	const struct load_trace *trace, double n_cores, struct local_result *result)
 {
-	struct world w = {.o = options, .m = machine};
+	struct world w = {.o = options, .m = machine, .trace = trace};
 	struct local_result found = {0};
 	int rc = check(options, machine);
 
+	if (!rc && trace && trace->n_experts > options->settings.config.n_experts)
+		rc = model_fail(-EINVAL, "the trace has %zu experts, the model %u",
+			trace->n_experts, options->settings.config.n_experts);
 	if (!rc)
 		rc = make_flow(&w);
 	if (!rc)

@@ -8,6 +8,7 @@
 #ifndef PLANNER_LOCAL_H
 #define PLANNER_LOCAL_H
 
+#include "load.h"
 #include "planner/machine.h"
 #include "run/options.h"
 
@@ -24,9 +25,10 @@ struct local_result {
 	struct local_rank *ranks; /* [place.n_ranks]; owned */
 };
 
-/* 0; -EINVAL (the profile is of another model), other errors with a text. */
-int local_run(const struct run_options *options, const struct machine *machine, double n_cores,
-	struct local_result *result);
+/* trace: where the rows go, a step's tokens in order; NULL: evenly. 0; -EINVAL (the profile or the
+ * trace is of another model), other errors with a text. */
+int local_run(const struct run_options *options, const struct machine *machine,
+	const struct load_trace *trace, double n_cores, struct local_result *result);
 void local_free(struct local_result *result);
 
 #endif

@@ -30,6 +30,7 @@ static const struct number {
 	head_weights_us, 0), NUMBER("values", "zero", zero_us, 0),
 	NUMBER("values", "norm", norm_us, 0), NUMBER("values", "update", update_us, 0),
 	NUMBER("bytes", "copy", copy_us, 0), NUMBER("bytes", "combine", combine_us, 0),
+	NUMBER("transfer", "us", transfer_us, 0),
 	NUMBER("rate", "gflops", gflops, 1e-9),
 /* clang-format on */
 };

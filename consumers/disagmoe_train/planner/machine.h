@@ -10,7 +10,8 @@
  *	 "head": {"forward_backward", "weights"},                         of one sequence
  *	 "values": {"zero", "norm", "update"},                            of a million values
  *	 "bytes": {"copy", "combine"},                                    of a million bytes
- *	 "gflops": of a large product}
+ *	 "transfer": {"us"},  of handing over and taking, beside the copies and what is computed
+ *	 "rate": {"gflops"}}  of a large product
  *
  * Sequences and rows rise; between two points times are linear, beyond the last proportional to its
  * last slope.
@@ -39,13 +40,15 @@ struct machine {
 	double head_us, head_weights_us;
 	double zero_us, norm_us, update_us; /* of 10^6 values */
 	double copy_us, combine_us; /* of 10^6 bytes */
+	double transfer_us;
 	double gflops;
 };
 
 /* At any size; 0 at 0. */
 double machine_us(const struct machine_points *points, enum machine_part part, double size);
 
-/* Of a run with these settings and up to `max_seqs` sequences on an attention rank. */
+/* Of a run with these settings and up to `max_seqs` sequences on an attention rank; transfers are
+ * left out. */
 int machine_measure(const struct nn_settings *settings, uint32_t max_seqs, struct machine *machine);
 int machine_write(const struct machine *machine, FILE *out);
 /* 0, or a negative errno with a text that names file and member. */

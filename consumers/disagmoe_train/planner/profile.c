@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * `disagmoe_train profile [--output FILE] RUN-OPTIONS TEXT`: measures the computation of a run on
- * this machine (machine.h). `disagmoe_train simulate --profile FILE [--cores N] RUN-OPTIONS TEXT`:
- * what a step of that run takes, and the memory of its ranks (local.h). Both take the very options
- * of `run`, so that a command line can be measured, foretold and run.
+ * this machine (machine.h). `disagmoe_train simulate --profile FILE [--cores N] [--trace FILE]
+ * RUN-OPTIONS TEXT`: what a step of that run takes, and the memory of its ranks (local.h). Both
+ * take the very options of `run`, so that a command line can be measured, foretold and run.
  */
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "commands.h"
@@ -52,6 +54,79 @@ static void print_lines(const struct machine *m)
 		m->expert.us[f][MACHINE_WEIGHTS]);
 }
 
+enum { N_STEPS = 12, MAX_LAYERS = 4 };
+
+/* Steps without overlap, of one rank on either side. */
+struct trial {
+	struct run_options options;
+	struct nn_text *text;
+	double *least_us; /* shared with the parent */
+};
+
+static int try_steps(const struct rank_env *env, void *arg)
+{
+	struct trial *trial = arg;
+	struct trainer_params params = {.settings = &trial->options.settings,
+		.text = trial->text, .place = trial->options.place, .kind = TRAIN_SEQUENTIAL,
+		.timeout_ns = (int64_t)(trial->options.timeout_s * 1e9)};
+	struct nn_step_result result;
+	struct trainer *t = NULL;
+	int rc = trainer_open(&params, env, &t);
+
+	for (uint64_t step = 0; !rc && step < N_STEPS; step++) {
+		int64_t begin = timeline_now();
+		double us;
+
+		rc = trainer_step(t, step, &result);
+		us = (double)(timeline_now() - begin) * 1e-3;
+		/* The first one touches memory for the first time. */
+		if (env->rank == 0 && step && (step == 1 || us < *trial->least_us))
+			*trial->least_us = us;
+	}
+	trainer_close(t);
+	return rc;
+}
+
+/* What such a step takes more than is known, for each of its transfers. */
+static int measure_transfer(const struct run_options *options, struct machine *machine)
+{
+	struct trial trial = {.options = *options};
+	struct nn_settings *s = &trial.options.settings;
+	struct ranks_params params = {.n_ranks = 2, .group = "profile", .pin = 1};
+	struct rank_result results[2];
+	struct local_result known;
+	double known_us = 0;
+	int rc;
+
+	s->step_seqs = s->step_seqs / s->n_micro_batches * 2;
+	s->n_micro_batches = 2;
+	s->config.n_layers = s->config.n_layers < MAX_LAYERS ? s->config.n_layers : MAX_LAYERS;
+	trial.options.kind = TRAIN_SEQUENTIAL;
+	rc = place_check(0, 1, 1, 1, &s->config, &trial.options.place);
+	if (!rc)
+		rc = local_run(&trial.options, machine, NULL, 2, &known);
+	if (rc)
+		return rc;
+	known_us = known.step_us;
+	local_free(&known);
+	rc = nn_text_open(options->text_path, s->seq_len, s->held_back, &trial.text);
+	if (rc)
+		return rc;
+	trial.least_us = mmap(NULL, sizeof(double), PROT_READ | PROT_WRITE,
+		MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (trial.least_us == MAP_FAILED)
+		rc = model_fail(-errno, "no memory");
+	if (!rc) {
+		rc = ranks_run(&params, try_steps, &trial, results);
+		rc = rc > 0 ? model_fail(-EIO, "the ranks that measure transfers failed") : rc;
+		machine->transfer_us = fmax(0, *trial.least_us - known_us) /
+			(4. * s->config.n_layers * s->n_micro_batches);
+		munmap(trial.least_us, sizeof(double));
+	}
+	nn_text_close(trial.text);
+	return rc;
+}
+
 static int profile(const struct run_options *options, const char *path)
 {
 	const struct nn_settings *s = &options->settings;
@@ -59,6 +134,8 @@ static int profile(const struct run_options *options, const char *path)
 	struct machine machine;
 	int rc = machine_measure(s, s->step_seqs / s->n_micro_batches, &machine);
 
+	if (!rc)
+		rc = measure_transfer(options, &machine);
 	if (rc)
 		return rc;
 	if (path)
@@ -130,7 +207,9 @@ int simulate_run_main(int argc, char **argv)
 	const char *path = planner_take_option(&argc, argv, "--profile", 1);
 	const char *cores = planner_take_option(&argc, argv, "--cores", 1);
 	const char *json = planner_take_option(&argc, argv, "--json", 0);
+	const char *trace_path = planner_take_option(&argc, argv, "--trace", 1);
 	double n_cores = cores ? atof(cores) : (double)sysconf(_SC_NPROCESSORS_ONLN);
+	struct load_trace trace = {0};
 	struct local_result result;
 	struct run_options options;
 	struct machine machine;
@@ -140,8 +219,11 @@ int simulate_run_main(int argc, char **argv)
 		rc = model_fail(-EINVAL, "--cores: '%s' is no number above 0", cores);
 	if (!rc)
 		rc = machine_read(path, &machine);
+	if (!rc && trace_path)
+		rc = load_trace_read(trace_path, &trace);
 	if (!rc)
-		rc = local_run(&options, &machine, n_cores, &result);
+		rc = local_run(&options, &machine, trace_path ? &trace : NULL, n_cores, &result);
+	load_trace_free(&trace);
 	if (!rc) {
 		if (json)
 			rc = print_json(&options, n_cores, &result);

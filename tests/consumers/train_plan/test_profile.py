@@ -29,7 +29,7 @@ def profile(**rest):
             'experts': [{'rows': 10, **{p: 10 * t for p, t in zip(parts, F)}}],
             'head': {'forward_backward': HEAD, 'weights': 0},
             'values': {'zero': 0, 'norm': 0, 'update': 0}, 'bytes': {'copy': 0, 'combine': 0},
-            'rate': {'gflops': 1}}
+            'transfer': {'us': 0}, 'rate': {'gflops': 1}}
     made.update(rest)
     return made
 
