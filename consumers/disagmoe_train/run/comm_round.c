@@ -75,6 +75,21 @@ static int put_residual(
 	return rc ? comm_fail(rc) : 0;
 }
 
+/* Pairs that have no live expert rank are dropped by a plan: names the rank that is lost. */
+static int fail_route(struct comm *c, int rc)
+{
+	const struct place *place = c->p.place;
+	struct m2n_peer_attr peer;
+
+	for (uint32_t j = 0; rc == M2N_PARTIAL && j < place->n_f; j++) {
+		int rank = place_ffn_rank(place, (uint32_t)place->group, j);
+
+		if (!m2n_group_peer(c->p.env->group, rank, &peer) && peer.state >= M2N_PEER_LOST)
+			return model_fail(-EIO, "rank %d is lost: %s", rank, peer.reason);
+	}
+	return comm_fail(rc);
+}
+
 int comm_send_rows(
 	struct comm *c, struct comm_record *r, const struct nn_attention_record *attention)
 {
@@ -86,12 +101,13 @@ int comm_send_rows(
 	route.expert_ids = attention->ids;
 	route.weights = attention->weights;
 	rc = m2n_plan_route(c->own[FLOW_FORWARD], r->out, &route);
+	if (rc)
+		return fail_route(c, rc);
 	send.plan = r->out;
 	send.rows = attention->rows;
 	send.sink = c->p.place->attention;
 	send.timeout_ns = c->p.timeout_ns;
-	if (!rc)
-		rc = m2n_dispatch_send(c->own[FLOW_FORWARD], &send);
+	rc = m2n_dispatch_send(c->own[FLOW_FORWARD], &send);
 	return rc ? comm_fail(rc) : put_residual(c, r, attention);
 }
 
