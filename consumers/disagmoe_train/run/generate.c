@@ -31,7 +31,7 @@ static void print_tokens(const uint32_t *tokens, size_t n, int ids)
 {
 	for (size_t i = 0; i < n; i++)
 		if (ids)
-			printf("%s%u", i ? " " : "", tokens[i]);
+			printf("%s%u", i ? "," : "", tokens[i]);
 		else
 			putchar((int)tokens[i]);
 	putchar('\n');
