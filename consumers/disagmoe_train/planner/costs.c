@@ -120,11 +120,10 @@ double costs_chunked(double transfer, double experts, double after, size_t n_chu
 	return fmax(back, computed + after);
 }
 
-void costs_roofline(const struct train_case *job, const struct pair_split *split,
+void costs_roofline(const struct train_case *job, const struct pair_split *split, double busiest,
 	struct pair_roofline *roofline)
 {
 	double tokens = job->seq * job->n_sequences * (double)split->gpus_a;
-	double busiest = case_mean_busiest(job, split->gpus_f, 16);
 	double rows = case_rows(job, (double)split->gpus_f), row = case_row_bytes(job);
 	double own = job->residual_nic && job->p > 1 ? 1 : 0;
 	double rate = job->nic_bytes_per_s * job->m2n_util;

@@ -23,10 +23,11 @@ struct pair_roofline {
 	double mfu; /* (C_a + C_f) / (max(T_a, T_f) * GPUs * peak) */
 };
 
-void costs_roofline(const struct train_case *job, const struct pair_split *split,
+/* busiest: load of the busiest expert rank over the mean, here and below. */
+void costs_roofline(const struct train_case *job, const struct pair_split *split, double busiest,
 	struct pair_roofline *roofline);
 
-/* Without the network; `busiest`: load of the busiest expert rank over the mean. */
+/* Without the network. */
 void costs_compute(const struct train_case *job, double tokens, double gpus_a, double gpus_f,
 	double busiest, struct train_costs *costs);
 /* One way between an attention and an FFN group: the side that takes longer. */

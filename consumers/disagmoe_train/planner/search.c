@@ -13,7 +13,13 @@
 
 #include "model/error.h"
 
-enum { REACH = 3, MAX_SPLITS = 1 << 20 };
+enum { REACH = 3, MAX_SPLITS = 1 << 20, N_WINDOWS = 16, MAX_GPUS = 1024 };
+
+struct searching {
+	const struct train_case *job;
+	const struct plan_space *space;
+	double busiest[MAX_GPUS + 1]; /* of so many FFN GPUs; 0: not counted yet */
+};
 
 struct splits {
 	struct pair_split *list; /* owned */
@@ -71,13 +77,23 @@ static int list_splits(const struct train_case *job, const struct plan_space *sp
 	return rc;
 }
 
+/* A trace takes long to count, and splits differ in NICs too. */
+static void roofline_of(struct searching *s, const struct pair_split *split,
+	struct pair_roofline *roofline)
+{
+	double *busiest = &s->busiest[split->gpus_f];
+
+	if (*busiest <= 0)
+		*busiest = case_mean_busiest(s->job, split->gpus_f, N_WINDOWS);
+	costs_roofline(s->job, split, *busiest, roofline);
+}
+
 static double time_of(const struct pair_roofline *roofline)
 {
 	return fmax(roofline->t_a, roofline->t_f) / roofline->tokens;
 }
 
-static int find_seed(const struct train_case *job, const struct plan_space *space,
-	const struct splits *splits, struct plan_point *seed)
+static int find_seed(struct searching *s, const struct splits *splits, struct plan_point *seed)
 {
 	struct pair_roofline *roofs = calloc(splits->n, sizeof(*roofs));
 	double least = INFINITY, best = 0;
@@ -85,11 +101,11 @@ static int find_seed(const struct train_case *job, const struct plan_space *spac
 	if (!roofs)
 		return model_fail(-ENOMEM, "no memory for %zu splits", splits->n);
 	for (size_t i = 0; i < splits->n; i++) {
-		costs_roofline(job, &splits->list[i], &roofs[i]);
+		roofline_of(s, &splits->list[i], &roofs[i]);
 		least = fmin(least, time_of(&roofs[i]));
 	}
 	for (size_t i = 0; i < splits->n; i++)
-		if (time_of(&roofs[i]) <= least * (1 + space->slack) && roofs[i].mfu > best) {
+		if (time_of(&roofs[i]) <= least * (1 + s->space->slack) && roofs[i].mfu > best) {
 			best = roofs[i].mfu;
 			seed->split = splits->list[i];
 			seed->roofline = roofs[i];
@@ -118,8 +134,7 @@ static int near(const struct plan_space *space, const struct pair_split *a,
 }
 
 /* Simulates a split unless that was done. */
-static int visit(const struct train_case *job, const struct pair_split *split,
-	struct plan_found *found)
+static int visit(struct searching *s, const struct pair_split *split, struct plan_found *found)
 {
 	struct plan_point *point = &found->points[found->n_points];
 	int rc;
@@ -128,9 +143,9 @@ static int visit(const struct train_case *job, const struct pair_split *split,
 		if (same(&found->points[i].split, split))
 			return 0;
 	point->split = *split;
-	costs_roofline(job, split, &point->roofline);
-	rc = cluster_run(job, split, CLUSTER_AFPIPE, &point->step);
-	point->fits = fmax(point->step.bytes_a, point->step.bytes_f) <= job->gpu_bytes;
+	roofline_of(s, split, &point->roofline);
+	rc = cluster_run(s->job, split, CLUSTER_AFPIPE, &point->step);
+	point->fits = fmax(point->step.bytes_a, point->step.bytes_f) <= s->job->gpu_bytes;
 	found->n_points += !rc;
 	return rc;
 }
@@ -154,17 +169,17 @@ static size_t find_best(const struct plan_space *space, const struct plan_found 
 	return best;
 }
 
-static int climb(const struct train_case *job, const struct plan_space *space,
-	const struct splits *splits, struct plan_found *found)
+static int climb(struct searching *s, const struct splits *splits, struct plan_found *found)
 {
-	int rc = visit(job, &found->seed.split, found);
+	const struct plan_space *space = s->space;
+	int rc = visit(s, &found->seed.split, found);
 
 	while (!rc) {
 		struct pair_split centre = found->points[find_best(space, found)].split;
 
 		for (size_t i = 0; !rc && i < splits->n; i++)
 			if (near(space, &splits->list[i], &centre))
-				rc = visit(job, &splits->list[i], found);
+				rc = visit(s, &splits->list[i], found);
 		if (!rc && same(&found->points[find_best(space, found)].split, &centre))
 			break;
 	}
@@ -186,16 +201,17 @@ static void sort_points(const struct plan_space *space, struct plan_found *found
 int plan_search(const struct train_case *job, const struct plan_space *space,
 	struct plan_found *found)
 {
+	struct searching searching = {.job = job, .space = space};
 	struct plan_found made = {0};
 	struct splits splits = {0};
 	int rc = list_splits(job, space, &splits);
 
 	if (!rc)
-		rc = find_seed(job, space, &splits, &made.seed);
+		rc = find_seed(&searching, &splits, &made.seed);
 	made.n_splits = splits.n;
 	if (!rc) {
 		made.points = calloc(splits.n, sizeof(*made.points));
-		rc = made.points ? climb(job, space, &splits, &made) :
+		rc = made.points ? climb(&searching, &splits, &made) :
 				   model_fail(-ENOMEM, "no memory for %zu splits", splits.n);
 	}
 	free(splits.list);
