@@ -19,8 +19,7 @@ TINY = '--size', 'tiny'
 # Its shards are larger than all that libm2n asks for.
 HEAVY = ('--size', 'tiny', '--hidden', 64, '--intermediate', 512, '--seq', 8, '--sequences', 4)
 LIMIT = 2 << 20 # bytes of a file
-NAMED = re.compile(r'^disagmoe_train: rank (\d+): step \d+: .*rank (\d+) (?:is lost|are missing)',
-                   re.MULTILINE)
+NAMED = re.compile(r'^disagmoe_train: rank (\d+): step \d+: .*\brank (\d+)\b', re.MULTILINE)
 
 
 def set_value(folder, name, place, value):
