@@ -38,6 +38,46 @@ static size_t max_rows(const struct trainer *t)
 	return (size_t)n * t->p.settings->seq_len;
 }
 
+static struct slot *make_slot(struct trainer *t)
+{
+	const struct model_config *c = &t->p.settings->config;
+	size_t n = max_rows(t), bytes = nn_attention_record_bytes(c, t->p.settings->seq_len,
+					(uint32_t)(n / t->p.settings->seq_len));
+	struct attention_side *a = t->attention;
+	struct slot **all = realloc(a->all, (a->n_all + 1) * sizeof(*all));
+	struct slot *slot = calloc(1, sizeof(*slot));
+
+	if (all)
+		a->all = all;
+	if (!all || !slot) {
+		free(slot);
+		model_fail(-ENOMEM, "no memory for activations");
+		return NULL;
+	}
+	a->all[a->n_all++] = slot;
+	slot->memory = comm_alloc(t->comm, bytes);
+	if (!slot->memory || comm_record_open(t->comm, &slot->link))
+		return NULL;
+	t->bytes += bytes + comm_record_bytes(t->comm);
+	return slot;
+}
+
+/* All that the schedule has alive at a time: memory that is not there is missed at once. */
+static int make_slots(struct trainer *t)
+{
+	size_t n = t->flow.max_records_of[0] + (t->p.place.group == 0);
+
+	for (size_t i = 0; i < n; i++) {
+		struct slot *slot = make_slot(t);
+
+		if (!slot)
+			return -ENOMEM;
+		slot->next = t->attention->free;
+		t->attention->free = slot;
+	}
+	return 0;
+}
+
 int attention_open(struct trainer *t)
 {
 	const struct model_config *c = &t->p.settings->config;
@@ -57,13 +97,13 @@ int attention_open(struct trainer *t)
 		return model_fail(-ENOMEM, "no memory for micro-batches of %zu rows", n);
 	t->bytes += n * c->hidden_size * sizeof(float);
 	if (t->p.place.group != 0)
-		return 0;
+		return make_slots(t);
 	memory = comm_alloc(t->comm, head_bytes);
 	if (!memory)
 		return -ENOMEM;
 	nn_head_record_init(c, n, memory, &a->head);
 	t->bytes += head_bytes;
-	return 0;
+	return make_slots(t);
 }
 
 void attention_close(struct trainer *t)
@@ -87,30 +127,6 @@ void attention_close(struct trainer *t)
 void attention_begin(struct trainer *t)
 {
 	t->attention->n_residuals = t->attention->n_gradients = 0;
-}
-
-static struct slot *make_slot(struct trainer *t)
-{
-	const struct model_config *c = &t->p.settings->config;
-	size_t n = max_rows(t), bytes = nn_attention_record_bytes(c, t->p.settings->seq_len,
-					(uint32_t)(n / t->p.settings->seq_len));
-	struct attention_side *a = t->attention;
-	struct slot **all = realloc(a->all, (a->n_all + 1) * sizeof(*all));
-	struct slot *slot = calloc(1, sizeof(*slot));
-
-	if (all)
-		a->all = all;
-	if (!all || !slot) {
-		free(slot);
-		model_fail(-ENOMEM, "no memory for activations");
-		return NULL;
-	}
-	a->all[a->n_all++] = slot;
-	slot->memory = comm_alloc(t->comm, bytes);
-	if (!slot->memory || comm_record_open(t->comm, &slot->link))
-		return NULL;
-	t->bytes += bytes + comm_record_bytes(t->comm);
-	return slot;
 }
 
 /* A slot for a layer's input. */

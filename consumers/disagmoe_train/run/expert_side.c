@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "model/error.h"
+#include "run/memory.h"
 #include "run/sides.h"
 
 struct slot {
@@ -29,6 +30,52 @@ struct expert_side {
 	uint64_t n_taken[FLOW_WAYS]; /* in this pass */
 };
 
+static int grow(struct trainer *t, struct slot *slot, size_t bytes)
+{
+	t->bytes -= slot->bytes;
+	free(slot->memory);
+	slot->memory = NULL;
+	slot->bytes = 0;
+	if (posix_memalign(&slot->memory, 64, bytes))
+		return model_fail(-ENOMEM, "no memory for rows of %zu bytes", bytes);
+	slot->bytes = bytes;
+	t->bytes += bytes;
+	return 0;
+}
+
+static struct slot *make_slot(struct trainer *t)
+{
+	struct expert_side *e = t->experts;
+	struct slot **all = realloc(e->all, (e->n_all + 1) * sizeof(*all));
+	struct slot *slot = calloc(1, sizeof(*slot));
+
+	if (all)
+		e->all = all;
+	if (!all || !slot || !(slot->records = calloc(e->n_local, sizeof(*slot->records)))) {
+		free(slot);
+		model_fail(-ENOMEM, "no memory for activations");
+		return NULL;
+	}
+	e->all[e->n_all++] = slot;
+	return grow(t, slot, memory_expert_slot(t->p.settings, &t->p.place)) ? NULL : slot;
+}
+
+/* All that the schedule has alive at a time: memory that is not there is missed at once. */
+static int make_slots(struct trainer *t)
+{
+	uint32_t n = t->flow.max_records_of[t->p.place.attention < 0];
+
+	for (uint32_t i = 0; i < n; i++) {
+		struct slot *slot = make_slot(t);
+
+		if (!slot)
+			return -ENOMEM;
+		slot->next = t->experts->free;
+		t->experts->free = slot;
+	}
+	return 0;
+}
+
 int experts_open(struct trainer *t)
 {
 	const struct model_config *c = &t->p.settings->config;
@@ -46,7 +93,7 @@ int experts_open(struct trainer *t)
 	if (!e->slots || !e->out)
 		return model_fail(-ENOMEM, "no memory for %zu replies", e->out_rows);
 	t->bytes += e->out_rows * c->hidden_size * sizeof(float);
-	return 0;
+	return make_slots(t);
 }
 
 void experts_close(struct trainer *t)
@@ -71,24 +118,9 @@ void experts_begin(struct trainer *t)
 	memset(t->experts->n_taken, 0, sizeof(t->experts->n_taken));
 }
 
-static struct slot *make_slot(struct expert_side *e)
+static struct slot *slot_of(struct trainer *t, uint32_t key)
 {
-	struct slot **all = realloc(e->all, (e->n_all + 1) * sizeof(*all));
-	struct slot *slot = calloc(1, sizeof(*slot));
-
-	if (all)
-		e->all = all;
-	if (!all || !slot || !(slot->records = calloc(e->n_local, sizeof(*slot->records)))) {
-		free(slot);
-		model_fail(-ENOMEM, "no memory for activations");
-		return NULL;
-	}
-	e->all[e->n_all++] = slot;
-	return slot;
-}
-
-static struct slot *slot_of(struct expert_side *e, uint32_t key)
-{
+	struct expert_side *e = t->experts;
 	struct slot *slot = e->slots[key];
 
 	if (slot)
@@ -97,7 +129,7 @@ static struct slot *slot_of(struct expert_side *e, uint32_t key)
 	if (slot)
 		e->free = slot->next;
 	else
-		slot = make_slot(e);
+		slot = make_slot(t);
 	e->slots[key] = slot;
 	return slot;
 }
@@ -112,7 +144,7 @@ static void release_slot(struct trainer *t, uint32_t layer, uint32_t micro)
 	e->slots[key] = NULL;
 }
 
-/* Room for the rows that came; the memory of a slot grows to the most that it has seen. */
+/* Room for the rows that came: what was planned, or, where more come, for the most of them. */
 static int lay_out(struct trainer *t, struct slot *slot)
 {
 	const struct model_config *c = &t->p.settings->config;
@@ -121,16 +153,8 @@ static int lay_out(struct trainer *t, struct slot *slot)
 
 	for (uint32_t i = 0; i < t->experts->n_local; i++)
 		bytes += nn_expert_record_bytes(c, batch->expert_rows[i]);
-	if (bytes > slot->bytes) {
-		t->bytes -= slot->bytes;
-		free(slot->memory);
-		slot->bytes = bytes + bytes / 4;
-		if (posix_memalign(&slot->memory, 64, slot->bytes)) {
-			slot->memory = NULL;
-			return model_fail(-ENOMEM, "no memory for %u rows", batch->n_rows);
-		}
-		t->bytes += slot->bytes;
-	}
+	if (bytes > slot->bytes && grow(t, slot, bytes))
+		return -ENOMEM;
 	bytes = 0;
 	for (uint32_t i = 0; i < t->experts->n_local; i++) {
 		nn_expert_record_init(
@@ -148,10 +172,10 @@ static int take_batch(struct trainer *t, enum flow_way way, uint32_t layer, uint
 	struct expert_side *e = t->experts;
 	uint32_t key = flow_key(flow, layer, micro), group = (uint32_t)t->p.place.group;
 
-	*slot = slot_of(e, key);
+	*slot = slot_of(t, key);
 	while (*slot && !(*slot)->batch[way]) {
 		uint32_t sent = flow->sent[way][group * flow->n_rounds + e->n_taken[way]];
-		struct slot *other = slot_of(e, sent);
+		struct slot *other = slot_of(t, sent);
 		int rc = other ? comm_take_batch(t->comm, way, timeout_ns, &other->batch[way])
 			       : -ENOMEM;
 

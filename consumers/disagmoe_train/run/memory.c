@@ -36,19 +36,35 @@ static size_t attention_bytes(
 	return bytes;
 }
 
+/* Rows of a micro-batch that can come to a rank. */
+static size_t most_rows(const struct nn_settings *s, uint32_t n_local)
+{
+	size_t n = (size_t)(s->step_seqs / s->n_micro_batches) * s->seq_len;
+
+	return n * (s->config.top_k < n_local ? s->config.top_k : n_local);
+}
+
+size_t memory_expert_slot(const struct nn_settings *s, const struct place *place)
+{
+	size_t n = (size_t)(s->step_seqs / s->n_micro_batches) * s->seq_len, rows, most;
+	uint32_t first, n_local;
+
+	place_experts(place, (uint32_t)place->expert, &first, &n_local);
+	rows = (size_t)(MEMORY_ROOM * (double)(n * s->config.top_k * n_local) /
+			s->config.n_experts);
+	most = most_rows(s, n_local);
+	rows = rows < most ? rows : most;
+	return n_local * nn_expert_record_bytes(&s->config, (rows + n_local - 1) / n_local);
+}
+
 static size_t expert_bytes(
 	const struct nn_settings *s, const struct place *place, uint32_t n_records)
 {
-	size_t n = (size_t)(s->step_seqs / s->n_micro_batches) * s->seq_len;
-	uint32_t first, n_local, each = s->config.top_k;
-	size_t rows, bytes = 0;
+	uint32_t first, n_local;
 
 	place_experts(place, (uint32_t)place->expert, &first, &n_local);
-	rows = n * s->config.top_k / s->config.n_experts;
-	for (uint32_t i = 0; i < n_local; i++)
-		bytes += nn_expert_record_bytes(&s->config, rows);
-	each = each < n_local ? each : n_local;
-	return n_records * (bytes + bytes / 4) + n * each * s->config.hidden_size * sizeof(float);
+	return n_records * memory_expert_slot(s, place) +
+	       most_rows(s, n_local) * s->config.hidden_size * sizeof(float);
 }
 
 int memory_plan(const struct nn_settings *s, struct place *place, const struct flow *flow,

@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The memory that a rank will take, from sizes alone: parameters with gradients and moments,
- * activations of as many micro-batches as the schedule has alive, and libm2n's slots. Experts are
- * taken as evenly loaded.
+ * activations of as many micro-batches as the schedule has alive, and libm2n's slots.
+ *
+ * The rows of an FFN rank hang on the routing. A slot has room for MEMORY_ROOM times the rows of an
+ * even load, or for all that can come if that is less; it grows only where more come.
  */
 #ifndef RUN_MEMORY_H
 #define RUN_MEMORY_H
 
 #include "run/trainer.h"
+
+#define MEMORY_ROOM 1.5
 
 struct memory_plan {
 	size_t parameters, activations, slots, work;
@@ -15,6 +19,8 @@ struct memory_plan {
 /* place: of the rank. 0; -EINVAL: sizes that the library refuses. */
 int memory_plan(const struct nn_settings *settings, struct place *place, const struct flow *flow,
 	struct memory_plan *plan);
+/* Of an FFN rank: bytes for the rows of a layer and micro-batch. */
+size_t memory_expert_slot(const struct nn_settings *settings, const struct place *place);
 size_t memory_sum(const struct memory_plan *plan);
 
 #endif

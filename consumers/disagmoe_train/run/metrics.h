@@ -14,6 +14,7 @@
 struct metrics_rank {
 	struct trainer_times times;
 	uint64_t bytes, planned_bytes; /* counted where they were taken; as memory_plan() has it */
+	uint64_t resident_bytes;       /* of the process at most, since it was started */
 	int32_t group, attention, expert;
 };
 

@@ -149,10 +149,10 @@ static json_t *rank_json(const struct metrics_rank *r, int rank)
 			json_real(r->times.n_ops[i] ? (double)r->times.ops_ns[i] / 1e3 /
 							      (double)r->times.n_ops[i]
 						    : 0));
-	return json_pack("{s:i, s:i, s:b, s:b, s:o, s:o, s:I, s:I}", "rank", rank, "group",
+	return json_pack("{s:i, s:i, s:b, s:b, s:o, s:o, s:I, s:I, s:I}", "rank", rank, "group",
 		r->group, "attention", r->attention >= 0, "experts", r->expert >= 0, "ns", ns,
 		"op_us", us, "bytes", (json_int_t)r->bytes, "planned_bytes",
-		(json_int_t)r->planned_bytes);
+		(json_int_t)r->planned_bytes, "resident_bytes", (json_int_t)r->resident_bytes);
 }
 
 static int write_json(const struct metrics *m, const struct bubble *b, double step,

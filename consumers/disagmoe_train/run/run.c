@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/time.h>
 #include <unistd.h>
 
@@ -31,6 +32,7 @@ struct run {
 	struct metrics *metrics; /* rank 0 */
 	struct dump *dump;       /* in the last step, attention ranks */
 	int checkpoint_failed;
+	uint64_t resident_before;
 };
 
 static void kill_me(int signal)
@@ -155,11 +157,20 @@ static int merge_timelines(struct run *r)
 	return rc;
 }
 
+static uint64_t most_resident(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return (uint64_t)usage.ru_maxrss * 1024;
+}
+
 static struct metrics_rank describe(struct run *r)
 {
 	struct trainer *t = r->trainer;
 	struct metrics_rank mine = {.times = t->times,
 		.bytes = trainer_bytes(t),
+		.resident_bytes = most_resident() - r->resident_before,
 		.group = t->p.place.group,
 		.attention = t->p.place.attention,
 		.expert = t->p.place.expert};
@@ -243,8 +254,10 @@ static int be_rank(const struct rank_env *env, void *arg)
 	struct run *r = arg;
 	const struct run_options *o = &r->options;
 	char where[64] = "start";
-	int rc = open_rank(r, env), is_partial;
+	int rc, is_partial;
 
+	r->resident_before = most_resident();
+	rc = open_rank(r, env);
 	for (uint64_t step = o->first_step; !rc && step < o->n_steps; step++) {
 		snprintf(where, sizeof(where), "step %llu", (unsigned long long)step + 1);
 		rc = go_one_step(r, step);

@@ -169,6 +169,21 @@ class Train(Job):
             self.assertIn(what, done.stderr)
             self.assertIn('bad.csv', done.stderr)
 
+    def test_memory(self):
+        """What a rank takes is what was foretold from sizes alone."""
+        for shape, *args in ((LAYOUTS[0],), (LAYOUTS[1],), (LAYOUTS[3],), (LAYOUTS[4],),
+                             (LAYOUTS[2], '--experts', 16, '--top-k', 4),
+                             (('afpipe', 2, 1, 4), '--layers', 4, '--seq', 128),
+                             (LAYOUTS[1], '--hidden', 128, '--intermediate', 256),
+                             (LAYOUTS[0], '--layers', 6, '--in-flight', 2)):
+            with self.subTest(layout=shape, args=args):
+                self.train(*TINY, *layout(*shape), *args, '-n', 4, '--json', self.path('r.json'))
+                with open(self.path('r.json'), encoding='utf-8') as file:
+                    ranks = json.load(file)['ranks']
+                for rank in ranks:
+                    ratio = rank['bytes'] / rank['planned_bytes']
+                    self.assertTrue(.9 <= ratio <= 1.1, rank)
+
     def test_launched(self):
         if not MPIRUN:
             self.skipTest('built without MPI')
