@@ -40,6 +40,7 @@ static const struct number {
 	NUMBER("in-flight", job.in_flight, 1, 65536, 1, "micro-batches under way in AF-Pipe"),
 	NUMBER("ep", job.ep, 1, 4096, 1, "expert-parallel ranks of the other schedules (16)"),
 	NUMBER("efficiency", job.efficiency, 1e-3, 1, 0, "share of the peak of products (0.5)"),
+	NUMBER("attention-efficiency", job.attention_efficiency, 1e-3, 1, 0, "of attention's"),
 	NUMBER("nic-gbps", job.nic_bytes_per_s, 1e-3, 1e5, 0, "GB/s of a NIC (the table's, or 50)"),
 	NUMBER("m2n-util", job.m2n_util, 1e-3, 1, 0, "share of that in AF-Pipe (0.965)"),
 	NUMBER("a2a-util", job.a2a_util, 1e-3, 1, 0, "and in the others (0.845)"),

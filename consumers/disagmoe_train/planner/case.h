@@ -28,6 +28,7 @@ struct train_case {
 	double flops, gpu_bytes, nic_bytes_per_s, link_bytes_per_s;
 	double gpus_per_node;
 	double efficiency; /* of the peak that products reach */
+	double attention_efficiency; /* those of attention; 0: the same */
 	double m2n_util, a2a_util; /* of a NIC's rate: AF-Pipe's transfers, all-to-all ones */
 	double sm_share; /* of a GPU that communication takes beside computation; not AF-Pipe's */
 	double seq, n_sequences; /* of a micro-batch on each attention GPU, or on each GPU */

@@ -8,6 +8,12 @@
 
 #include <math.h>
 
+static double attention_rate(const struct train_case *job)
+{
+	return job->flops * (job->attention_efficiency > 0 ? job->attention_efficiency :
+							     job->efficiency);
+}
+
 /* A profile's times: so many sequences on a rank, so many rows of each of its experts. */
 static void look_up(const struct train_case *job, double tokens, double gpus_a, double gpus_f,
 	double busiest, struct train_costs *costs)
@@ -37,9 +43,9 @@ static void look_up(const struct train_case *job, double tokens, double gpus_a, 
 void costs_compute(const struct train_case *job, double tokens, double gpus_a, double gpus_f,
 	double busiest, struct train_costs *costs)
 {
-	double rate = job->flops * job->efficiency / tokens;
-	double projections = case_projections(job) / (rate * gpus_a);
-	double scores = case_scores(job) / (rate * gpus_a);
+	double rate = job->flops * job->efficiency / tokens, own = attention_rate(job) / tokens;
+	double projections = case_projections(job) / (own * gpus_a);
+	double scores = case_scores(job) / (own * gpus_a);
 	double experts = case_experts(job) * busiest / (rate * gpus_f);
 	double head = 3 * case_head(job) / (rate * gpus_a);
 	double again = job->recompute ? 1 : 0;
@@ -143,7 +149,7 @@ void costs_roofline(const struct train_case *job, const struct pair_split *split
 	found.t_f = fmax(found.compute_f, found.network_f);
 	found.intensity_a = flops_a / (2 * tokens * row * (rows + own));
 	found.intensity_f = flops_f / (2 * tokens * row * rows);
-	found.turning_a = job->flops * job->efficiency * (double)split->gpus_a /
+	found.turning_a = attention_rate(job) * (double)split->gpus_a /
 		((double)split->nics_a * rate);
 	found.turning_f = job->flops * job->efficiency * (double)split->gpus_f /
 		((double)split->nics_f * rate);

@@ -71,14 +71,15 @@ static void draw(const struct canvas *c, const struct planner_args *args,
 	const struct train_case *job = &args->job;
 	const struct pair_roofline *r = &p->roofline;
 	double rate = job->flops * job->efficiency;
+	double own = job->attention_efficiency > 0 ? job->flops * job->attention_efficiency : rate;
 
 	fprintf(c->file, "<svg xmlns='http://www.w3.org/2000/svg' width='%d' height='%d' "
 		"font-family='sans-serif' font-size='12'>\n<style>.grid{stroke:#ddd}</style>\n"
 		"<rect width='%d' height='%d' fill='white'/>\n", WIDTH, HEIGHT, WIDTH, HEIGHT);
 	draw_axes(c);
 	/* A side that the other holds up reaches less than its own roof. */
-	draw_side(c, "attention", "#1f77b4", r->intensity_a, r->turning_a, rate,
-		rate * r->compute_a / fmax(r->t_a, r->t_f));
+	draw_side(c, "attention", "#1f77b4", r->intensity_a, r->turning_a, own,
+		own * r->compute_a / fmax(r->t_a, r->t_f));
 	draw_side(c, "experts", "#d62728", r->intensity_f, r->turning_f, rate,
 		rate * r->compute_f / fmax(r->t_a, r->t_f));
 	fprintf(c->file, "<text x='%d' y='24'>%s, %g tokens, %zu:%zu %s, %zu:%zu NICs: MFU %.1f %% "

@@ -20,7 +20,7 @@ class Case:
         (self.layers, self.h, self.f, self.experts, self.k, self.q, self.kv,
          self.vocab) = shape or MODELS[model]
         self.seq, self.p, self.copies, self.nic_residual = seq, 4, 'node', False
-        self.efficiency, self.m2n, self.recompute = .5, .965, False
+        self.efficiency, self.m2n, self.recompute, self.attention = .5, .965, False, None
         self.peak, self.nic, self.link, self.node = PEAK, NIC, LINK, NODE
         self.rows = None  # of a trace: [layer][token] -> experts
         self.window, self.trace_experts = 2048, 0
@@ -68,11 +68,13 @@ class Case:
         tokens = self.seq * a
         projections, scores, experts, head = self.flops()
         rate = self.peak * self.efficiency
-        own_a = tokens * (3 * projections + 3.5 * scores + 3 * head / self.layers)
+        shared = tokens * 3 * head / self.layers
+        own_a = tokens * (3 * projections + 3.5 * scores) + shared
         own_f = tokens * 3 * experts
         again = tokens * (projections + scores) if self.recompute else 0
         busiest = self.mean_busiest(f)
-        compute_a = (own_a + again) / rate / a
+        rate_a = self.peak * (self.attention or self.efficiency)
+        compute_a = ((own_a - shared + again) / rate_a + shared / rate) / a
         compute_f = (own_f + (tokens * experts if self.recompute else 0)) / rate / f * busiest
         row, out = 2 * self.h, self.rows_out(f)
         residual = 1 if self.nic_residual and self.p > 1 else 0
@@ -86,7 +88,7 @@ class Case:
                 'bound_f': 'computation' if compute_f >= network_f else 'network',
                 'intensity_a': own_a / (2 * tokens * row * (out + residual)),
                 'intensity_f': own_f / (2 * tokens * row * out),
-                'turning_a': rate * a / (nics_a * self.nic * self.m2n),
+                'turning_a': rate_a * a / (nics_a * self.nic * self.m2n),
                 'turning_f': rate * f / (nics_f * self.nic * self.m2n),
                 'mfu': (own_a + own_f) / (max(t_a, t_f) * (a + f) * self.peak)}
 

@@ -90,11 +90,12 @@ class Equations(Base):
                 nics = rng.randint(1, 20), rng.randint(1, 40)
                 seq, copies = rng.choice((512, 4096, 16384)), rng.choice(('node', 'rank', 'expert'))
                 case = Case(model, seq, copies=copies, recompute=rng.random() < .5,
-                            nic_residual=rng.random() < .5)
+                            nic_residual=rng.random() < .5, attention=rng.choice((None, .3)))
                 args = ['-m', model, '--seq', seq, '--copies', copies, '--attention-nics', nics[0],
                         '--ffn-nics', nics[1], '--batch', 3 * a, '--residual',
                         'nic' if case.nic_residual else 'link']
                 args += ['--recompute'] if case.recompute else []
+                args += ['--attention-efficiency', .3] if case.attention else []
                 with self.subTest(model=model, a=a, f=f, args=args):
                     got = fixed(a, f, *args)
                     self.same(got['roofline'], case.roofline(a, f, *nics))
