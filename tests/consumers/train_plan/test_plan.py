@@ -23,7 +23,7 @@ GPU_COLUMNS = ('gpu,bf16_dense_tflops,mem_gb,hbm_gbps,nvlink_unidir_gbps,pcie_un
 
 def run(*args):
     return subprocess.run([PROGRAM, 'plan', *map(str, args)], capture_output=True, text=True,
-                          check=False, timeout=120)
+                          check=False, timeout=400)
 
 
 def plan(*args):

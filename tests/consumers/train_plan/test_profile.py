@@ -17,7 +17,7 @@ A, F, HEAD = (100., 200., 50.), (1., 2., 3.), 40.
 
 def run(command, *args):
     return subprocess.run([PROGRAM, command, *map(str, args)], capture_output=True, text=True,
-                          check=False, timeout=120)
+                          check=False, timeout=400)
 
 
 def profile(**rest):

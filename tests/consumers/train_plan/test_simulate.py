@@ -19,7 +19,7 @@ GPU_COLUMNS = ('gpu,bf16_dense_tflops,mem_gb,hbm_gbps,nvlink_unidir_gbps,pcie_un
 
 def run(*args):
     return subprocess.run([PROGRAM, 'simulate', *map(str, args)], capture_output=True, text=True,
-                          check=False, timeout=120)
+                          check=False, timeout=400)
 
 
 def simulate(*args):
@@ -244,11 +244,13 @@ class Schedules(Base):
 class Cluster(Base):
     def test_bars(self):
         """The three models at 4K on 16 nodes; deterministic, so bounds are those of the bars."""
-        for model in ('DeepSeek-MoE', 'GPT-OSS-120B', 'Qwen3-235B'):
-            got = simulate('-m', model)['schedules']
+        # The splits that plan finds, so that it need not be asked.
+        for model, a, f in (('DeepSeek-MoE', 16, 16), ('GPT-OSS-120B', 13, 19),
+                            ('Qwen3-235B', 13, 19)):
+            got = simulate('-m', model, '--attention-gpus', a, '--ffn-gpus', f)['schedules']
             with self.subTest(model=model):
                 for name, low, high in (('1f1b', 1.4, 2), ('dualpipe', 1, 1.2)):
-                    self.assertGreaterEqual(got[name]['afpipe_speed_up'], low - .01)
+                    self.assertGreaterEqual(got[name]['afpipe_speed_up'], low)
                     self.assertLessEqual(got[name]['afpipe_speed_up'], high)
                 self.near(got['1f1b']['afpipe_speed_up'], got['afpipe']['tokens_per_s_gpu'] /
                           got['1f1b']['tokens_per_s_gpu'])
@@ -279,13 +281,15 @@ class Refused(Base):
 
     def test_input(self):
         self.refused("'zbv' is none of", '--schedule', 'zbv')
-        self.refused('8 are needed', '--batch', 64)
-        self.refused('an even number', '--groups', 3, '--batch', 512)
+        pair = ('-m', 'DeepSeek-MoE', '--attention-gpus', 16, '--ffn-gpus', 16)
+        self.refused('8 are needed', '--batch', 64, *pair)
+        self.refused('an even number', '--groups', 3, '--batch', 192, *pair)
         self.refused('95 groups', '--groups', 95)
         self.refused('Try', '--batch', '0', status=2)
 
     def test_odd_groups_without_dualpipe(self):
-        got = simulate('--groups', 3, '--schedule', '1f1b', '--batch', 192)
+        got = simulate('--groups', 3, '--schedule', '1f1b', '--batch', 192, '-m', 'DeepSeek-MoE',
+                       '--attention-gpus', 16, '--ffn-gpus', 16)
         self.assertEqual(set(got['schedules']), {'afpipe', '1f1b'})
 
     def test_text(self):
