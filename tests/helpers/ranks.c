@@ -26,6 +26,8 @@
 #include "helpers/leak.h"
 
 #define DEADLINE_S 40
+#define LIBRARY_TIMEOUT_S 30 /* as M2N_TIMEOUT is by default */
+#define MAX_OPTIONS 32
 
 /* Under a sanitizer everything takes longer, and in a guest (TESTS_SLOWER=N in the environment). */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -185,14 +187,33 @@ void expect_rank_named_at(const char *file, int line, int rank)
 	rank_fail(file, line, "error text \"%s\" does not name rank %d", m2n_error_text(), rank);
 }
 
+/* The rank's options, with the library's own deadline stretched like ours where it gives none. */
+static void stretch_timeout(const struct rank *rank, const char **list, size_t max, char text[32])
+{
+	size_t n = 0;
+
+	snprintf(text, 32, "TIMEOUT=%ds", (int)(LIBRARY_TIMEOUT_S * slower()));
+	list[n++] = text;
+	for (const char *const *at = rank->options; at && *at && n + 1 < max; at++) {
+		if (strncmp(*at, "TIMEOUT=", 8))
+			list[n++] = *at;
+		else
+			list[0] = *at;
+	}
+	list[n] = NULL;
+}
+
 int rank_open(struct rank *rank)
 {
 	struct m2n_ctx_params ctx_params = M2N_CTX_PARAMS_INIT;
 	struct m2n_group_params params = M2N_GROUP_PARAMS_INIT;
+	const char *options[MAX_OPTIONS];
+	char timeout[32];
 	int status;
 
+	stretch_timeout(rank, options, MAX_OPTIONS, timeout);
 	ctx_params.backend = rank->backend;
-	ctx_params.options = rank->options;
+	ctx_params.options = options;
 	status = m2n_ctx_open(&ctx_params, &rank->ctx);
 	if (status)
 		return status;
