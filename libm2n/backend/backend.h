@@ -123,6 +123,12 @@ struct m2n__ep {
 	struct m2n__iface *iface;
 	void *owner; /* core's: whom the connection is with */
 	uint64_t serial; /* core's: no two are equal */
+	/*
+	 * Puts of up to so many bytes, from pieces without registration and without a signal, show
+	 * in the peer's memory by themselves, soon and in any order of their bytes; 0: they do not,
+	 * or it brings nothing. They wake nobody. Known when the peer is ready.
+	 */
+	size_t max_sealed;
 };
 
 struct m2n__mr {

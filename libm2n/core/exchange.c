@@ -12,6 +12,7 @@
 #include "util/error.h"
 
 #define MAX_DEPTH 64
+#define NAPS_TOLD 4 /* that are short, after the sender was told to wake us */
 #define OWN_BYTES 4096 /* of the next slot that are asked for ahead */
 
 static int check_params(const struct m2n_exchange_params *p)
@@ -79,6 +80,7 @@ int m2n_exchange_create(struct m2n_group *group, const struct m2n_exchange_param
 	spec.slot_bytes = p.max_bytes;
 	spec.explicit_credits = 1;
 	spec.in_order = 1;
+	spec.stage_bytes = M2N__SEALED_BYTES;
 	m2n__shape_add(&spec.shape, "max_bytes", p.max_bytes);
 	m2n__shape_add(&spec.shape, "depth", p.depth);
 	rc = m2n__exchange_open(group, &spec, &x);
@@ -203,18 +205,64 @@ stage:
 	return 1;
 }
 
-static int put_messaging(struct m2n_exchange *x, struct m2n__tx *tx, const struct m2n_iov *iov,
+static int is_device(const struct m2n_exchange *x, const struct m2n__tx *tx, const void *base,
+	size_t bytes)
+{
+	const struct m2n__reg *reg = m2n__mem_find(x->ctx, base, bytes);
+	const struct m2n__mr *mr = reg ? reg->mr[tx->ep->iface->params.index] : NULL;
+
+	return mr && mr->mem->kind == M2N__MEM_CUDA;
+}
+
+/*
+ * Small, of memory that the processor reads, and the peer can find it by its seal? That wakes
+ * nobody: a peer that said that it sleeps gets what is counted.
+ */
+static int is_sealable(const struct m2n_exchange *x, const struct m2n__tx *tx,
+	const struct m2n_iov *iov, size_t n_iov, size_t bytes)
+{
+	if (bytes > M2N__SEALED_BYTES ||
+		sizeof(struct m2n__slot_head) + m2n__sealed_room(bytes) > tx->ep->max_sealed ||
+		m2n__tx_awaited(tx, tx->seq))
+		return 0;
+	for (size_t i = 0; x->ctx->cuda && i < n_iov; i++)
+		if (is_device(x, tx, iov[i].base, iov[i].bytes))
+			return 0;
+	return 1;
+}
+
+static int put_sealed(struct m2n_exchange *x, struct m2n__tx *tx, const struct m2n_iov *iov,
+	size_t n_iov, size_t bytes)
+{
+	struct m2n__slot_head head = {.bytes = bytes};
+	uint8_t *at = m2n__tx_stage(x, tx, tx->slot);
+
+	if (tx->twin)
+		head.place = m2n__credit_carry(tx->twin);
+	for (size_t i = 0; i < n_iov; at += iov[i++].bytes)
+		x->ctx->kernels->copy(at, iov[i].base, iov[i].bytes);
+	return m2n__tx_put_sealed(x, tx, tx->slot, tx->seq, &head);
+}
+
+static int put_counted(struct m2n_exchange *x, struct m2n__tx *tx, const struct m2n_iov *iov,
 	size_t n_iov, size_t bytes)
 {
 	struct m2n__slot_head head = {.bytes = bytes};
 	size_t n = gather(x, tx, iov, n_iov, bytes);
-	int rc;
 
 	if (n > n_iov + 1)
 		return -ENOMEM;
 	if (tx->twin)
 		head.place = m2n__credit_carry(tx->twin);
-	rc = m2n__tx_put_slot(x, tx, tx->slot, tx->seq, &head, x->pieces, n);
+	return m2n__tx_put_slot(x, tx, tx->slot, tx->seq, &head, x->pieces, n);
+}
+
+static int put_messaging(struct m2n_exchange *x, struct m2n__tx *tx, const struct m2n_iov *iov,
+	size_t n_iov, size_t bytes)
+{
+	int rc = is_sealable(x, tx, iov, n_iov, bytes) ? put_sealed(x, tx, iov, n_iov, bytes)
+						       : put_counted(x, tx, iov, n_iov, bytes);
+
 	return rc == M2N_ERR_PEER_LOST ? m2n__error_at(rc, "%s: rank %d is lost", x->title,
 						 tx->peer->rank)
 				       : rc;
@@ -294,6 +342,43 @@ static int complete(const struct m2n_exchange *x, const struct m2n__rx *rx, uint
 	return m2n__rx_ready(x, rx, slot, rx->seq) && m2n__rx_whole(x, rx, slot);
 }
 
+/* What comes without a signal is looked for more often than the backend is asked. */
+static int has_come(const struct m2n_exchange *x, const struct m2n__rx *rx)
+{
+	unsigned n = 0;
+
+	while (!complete(x, rx, rx->slot))
+		if (++n >= rx->n_looks)
+			return 0;
+	return 1;
+}
+
+/* 1: the next message is here; 0: it never comes; -EAGAIN, -ETIMEDOUT. */
+static int await_message(struct m2n_exchange *x, struct m2n__rx *rx, int64_t timeout_ns)
+{
+	int rc = 0, is_here, is_told = 0;
+	struct m2n__wait w;
+
+	m2n__wait_begin(&w, x->ctx, timeout_ns);
+	while (!(is_here = has_come(x, rx)) &&
+		(m2n__rx_up(rx) || m2n__link_coming(&rx->prepared, rx->peer)) &&
+		!(rc = m2n__wait_step(&w))) {
+		/* head and the payload's first line come along with the signal's, not after it */
+		__builtin_prefetch(m2n__rx_head(x, rx, rx->slot) + 1);
+		__builtin_prefetch(m2n__rx_head(x, rx, rx->slot));
+		if (!rx->mapped && !is_told && m2n__wait_sleeps(&w)) {
+			m2n__rx_await(x, rx, rx->seq);
+			w.n_short_naps = NAPS_TOLD;
+			is_told = 1;
+		}
+	}
+	m2n__wait_end(&w);
+	if (w.start_ns)
+		m2n__tally_add(&rx->tally.wait_ns, (uint64_t)m2n__waited_ns(&w));
+	/* what had arrived of a lost peer is still taken */
+	return is_here || complete(x, rx, rx->slot) ? 1 : rc;
+}
+
 /* Said once: what the lost process had sent and what the new one sends are not one stream. */
 static int replaced(const struct m2n_exchange *x, struct m2n__rx *rx)
 {
@@ -308,9 +393,8 @@ int m2n_exchange_get(
 {
 	struct m2n__rx *rx = find_rx(x, peer);
 	const struct m2n__slot_head *head;
-	struct m2n__wait w;
 	uint32_t slot;
-	int rc = 0;
+	int rc;
 
 	if (!rx || !data || !bytes)
 		return rx ? m2n__error(-EINVAL, "%s: data or bytes is NULL", x->title) : -EINVAL;
@@ -319,32 +403,22 @@ int m2n_exchange_get(
 			-EBUSY, "%s: the last message of rank %d was not released", x->title, peer);
 	if (m2n__rx_up(rx) && atomic_load_explicit(&rx->untold, memory_order_relaxed))
 		return replaced(x, rx);
-	m2n__wait_begin(&w, x->ctx, timeout_ns);
-	while (!complete(x, rx, rx->slot) &&
-		(m2n__rx_up(rx) || m2n__link_coming(&rx->prepared, rx->peer)) &&
-		!(rc = m2n__wait_step(&w))) {
-		/* head and the payload's first line come along with the signal's, not after it */
-		__builtin_prefetch(m2n__rx_head(x, rx, rx->slot) + 1);
-		__builtin_prefetch(m2n__rx_head(x, rx, rx->slot));
+	rc = await_message(x, rx, timeout_ns);
+	if (rc == 0) {
+		atomic_store_explicit(&rx->untold, 0, memory_order_relaxed);
+		return lost(x, rx->peer);
 	}
-	m2n__wait_end(&w);
-	if (w.start_ns)
-		m2n__tally_add(&rx->tally.wait_ns, (uint64_t)m2n__waited_ns(&w));
-	slot = rx->slot;
-	if (!complete(x, rx, slot)) { /* what had arrived of a lost peer is still taken */
-		if (!rc) {
-			atomic_store_explicit(&rx->untold, 0, memory_order_relaxed);
-			return lost(x, rx->peer);
-		}
+	if (rc < 0)
 		return rc == -EAGAIN ? rc
 				     : m2n__error(rc, "%s: message %lu of rank %d did not come",
 					       x->title, (unsigned long)rx->seq, peer);
-	}
+	slot = rx->slot;
 	head = m2n__rx_head(x, rx, slot);
 	if (head->bytes > x->spec.slot_bytes)
 		return m2n__error(M2N_ERR_PROTOCOL, "%s: rank %d says %lu bytes, max_bytes is %zu",
 			x->title, peer, (unsigned long)head->bytes, x->spec.slot_bytes);
-	m2n__rx_take(x, rx, slot, 1);
+	if (!rx->mapped) /* what was sealed was not counted */
+		m2n__rx_take(x, rx, slot, (uint32_t)m2n__rx_counted(x, rx, slot));
 	if (!rx->mapped && rx->twin) /* messages come in order, and so do the credits they carry */
 		atomic_store_explicit(&rx->twin->released, head->place, memory_order_release);
 	rx->held = 1;

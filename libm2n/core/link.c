@@ -18,6 +18,8 @@
 #include "util/error.h"
 #include "util/time.h"
 
+#define LOOKS_SEALED 16 /* no more than one of the backend's steps costs */
+
 void m2n__shape_add(struct m2n__shape *shape, const char *name, uint64_t value)
 {
 	shape->name[shape->n] = name;
@@ -115,20 +117,23 @@ static int prepare_rx(struct m2n_exchange *x, struct m2n__rx *rx)
 	rx->seq = 0;
 	rx->slot = 0;
 	rx->held = 0;
+	rx->n_looks = 1;
 	m2n__credit_forget(x, rx);
 	atomic_store_explicit(&rx->n_released, 0, memory_order_relaxed);
 	memset(rx->head_seen, 0, n * sizeof(*rx->head_seen));
 	memset(rx->body_seen, 0, n * sizeof(*rx->body_seen));
 	if (mapped)
 		return 0;
+	if (x->spec.in_order && rx->ep->max_sealed)
+		rx->n_looks = LOOKS_SEALED;
 	keep_signals(x, rx);
 	rc = m2n__signal_alloc(x->ctx, 2 * n, &rx->signal0);
 	if (rc)
 		return rc;
 	rx->has_signals = 1;
 	if (x->spec.explicit_credits && !rx->stage.mem)
-		rc = m2n__shared_alloc(
-			x->ctx, n * sizeof(uint64_t), n * sizeof(uint64_t), &rx->stage);
+		rc = m2n__shared_alloc(x->ctx, (n + 1) * sizeof(uint64_t),
+			(n + 1) * sizeof(uint64_t), &rx->stage);
 	return rc;
 }
 
@@ -159,6 +164,8 @@ static int prepare_tx(struct m2n_exchange *x, struct m2n__tx *tx)
 	memset(tx->raised, 0, 2 * n * sizeof(*tx->raised));
 	for (uint32_t i = 0; x->spec.explicit_credits && i < n; i++)
 		atomic_store_explicit(&tx->credits[i * x->credit_step], 0, memory_order_relaxed);
+	if (x->spec.in_order)
+		atomic_store_explicit(&tx->credits[1], 0, memory_order_relaxed);
 	if (tx->ep->ops->caps & M2N__CAP_MAPPED || tx->stage.mem)
 		return 0;
 	if (x->spec.memory == M2N__MEM_CUDA)

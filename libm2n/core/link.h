@@ -19,7 +19,7 @@
 
 #include "core/group.h"
 #include "core/wait.h"
-#include "wire/slot_wire.h"
+#include "wire/slot_seal.h"
 
 #define M2N__SHAPE_MAX 24
 #define M2N__EXCHANGE_NAME 32
@@ -105,7 +105,7 @@ struct m2n__rx {
 	uint64_t *head_seen, *body_seen; /* [n_slots] counts taken so far */
 	_Atomic uint64_t *credits;       /* mapped: the sender's words; NULL: messaging */
 	struct m2n__rmem *credits_rmem;
-	struct m2n__shared stage; /* messaging: [n_slots] credit words on their way */
+	struct m2n__shared stage; /* messaging: [n_slots] credit words on their way, one more */
 	struct m2n__shared area;  /* after a replacement: slots of their own */
 	_Atomic uint64_t first_round;
 	_Atomic uint64_t admitted; /* what the application said of a new process's first round */
@@ -113,6 +113,7 @@ struct m2n__rx {
 	_Atomic uint64_t n_released; /* in_order: of the peer's messages */
 	atomic_uint owed;            /* of those, not told yet */
 	atomic_uint is_unpaid;       /* of those, some were carried at most */
+	unsigned n_looks; /* in_order: at a slot, between two steps of a wait */
 	struct m2n__tx *twin;        /* the same peer's, NULL: nothing is sent to it */
 	uint64_t seq;  /* public exchange: messages taken */
 	uint32_t slot; /* public exchange: of the next message */
@@ -239,6 +240,15 @@ static inline struct m2n__slot_head *m2n__rx_head(
 	return (struct m2n__slot_head *)(rx->slots + slot * x->stride);
 }
 
+/* Messaging: has a head's word been raised that was not taken yet? */
+static inline int m2n__rx_counted(
+	const struct m2n_exchange *x, const struct m2n__rx *rx, uint32_t slot)
+{
+	/* A2: pairs with the backend's release of the signal word. */
+	return atomic_load_explicit(&x->ctx->signals[rx->signal0 + 2 * slot],
+		       memory_order_acquire) != rx->head_seen[slot];
+}
+
 /* Has the head of `round` arrived in `slot`? */
 static inline int m2n__rx_ready(
 	const struct m2n_exchange *x, const struct m2n__rx *rx, uint32_t slot, uint64_t round)
@@ -248,10 +258,10 @@ static inline int m2n__rx_ready(
 	/* A1: pairs with R1 in m2n__tx_signal(). */
 	if (rx->mapped)
 		return atomic_load_explicit(&head->signal, memory_order_acquire) == round + 1;
-	/* A2: pairs with the backend's release of the signal word. */
-	return atomic_load_explicit(&x->ctx->signals[rx->signal0 + 2 * slot],
-		       memory_order_acquire) != rx->head_seen[slot] &&
-	       atomic_load_explicit(&head->signal, memory_order_relaxed) == round + 1;
+	if (atomic_load_explicit(&head->signal, memory_order_acquire) != round + 1)
+		return 0;
+	return m2n__rx_counted(x, rx, slot) ||
+	       (x->spec.in_order && m2n__slot_is_sealed(head, round, x->spec.slot_bytes));
 }
 
 /*
@@ -296,6 +306,15 @@ static inline void m2n__rx_take(
 }
 /* Explicit credit: the slot may be written again. */
 void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint64_t round);
+
+/* in_order, messaging: this side is about to sleep until the sender's message `seq` comes. */
+void m2n__rx_await(struct m2n_exchange *x, struct m2n__rx *rx, uint64_t seq);
+
+/* Does the peer sleep until this message comes, as far as it told? */
+static inline int m2n__tx_awaited(const struct m2n__tx *tx, uint64_t seq)
+{
+	return atomic_load_explicit(&tx->credits[1], memory_order_relaxed) == seq + 1;
+}
 
 /* in_order, messaging: how many messages the peer has released, as far as it told. */
 static inline uint64_t m2n__tx_released(const struct m2n__tx *tx)
@@ -421,6 +440,12 @@ int m2n__tx_put_slot(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, 
  */
 int m2n__tx_put_device(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot,
 	size_t head_bytes, size_t body_at, size_t body_bytes);
+/*
+ * Messaging: a message of at most the link's max_sealed that the peer will find by its seal. Its
+ * payload is staged; `head` is completed and copied. 0, or M2N_ERR_PEER_LOST.
+ */
+int m2n__tx_put_sealed(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round,
+	struct m2n__slot_head *head);
 /* Messaging: writes the joined pieces to the peer's region; adds the number of signals. */
 int m2n__tx_put_region(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, size_t offset,
 	const struct m2n__piece *pieces, size_t n, uint32_t *n_puts);

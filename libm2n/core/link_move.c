@@ -158,6 +158,31 @@ int m2n__tx_put_slot(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, 
 	return rc;
 }
 
+int m2n__tx_put_sealed(struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round,
+	struct m2n__slot_head *head)
+{
+	uint8_t *payload = m2n__tx_stage(x, tx, slot);
+	size_t bytes = head->bytes, room = m2n__sealed_room(bytes);
+	struct m2n__piece piece = {
+		payload - sizeof(*head), sizeof(*head) + room, tx->stage.reg};
+	struct m2n__put p = {.pieces = &piece,
+		.n_pieces = 1,
+		.rmem = tx->slots_rmem,
+		.offset = slot * x->stride,
+		.signal = M2N__SIGNAL_NONE};
+	int rc;
+
+	memset(payload + bytes, 0, room - bytes);
+	atomic_store_explicit(&head->signal, round + 1, memory_order_relaxed);
+	head->seal = m2n__seal_of(head, payload, room, round);
+	memcpy(payload - sizeof(*head), head, sizeof(*head));
+	rc = put(x, tx->ep, &p);
+	if (!rc)
+		tx->sent[slot] = round + 1;
+	m2n__tally_add(&tx->tally.n_puts, p.n_posted);
+	return rc;
+}
+
 int m2n__tx_body_signal(
 	struct m2n_exchange *x, struct m2n__tx *tx, uint32_t slot, uint64_t round, uint32_t n_puts)
 {
@@ -180,16 +205,24 @@ int m2n__tx_body_signal(
 	return put_signal(x, tx, &p, 2 * slot);
 }
 
-void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint64_t round)
+/* A value for a word of the sender's; `staged` is the place that it is sent from. */
+static void put_word(
+	struct m2n_exchange *x, struct m2n__rx *rx, uint32_t staged, size_t at, uint64_t value)
 {
-	_Atomic uint64_t *word;
-	struct m2n__piece piece;
+	_Atomic uint64_t *word = (_Atomic uint64_t *)rx->stage.mem->base + staged;
+	struct m2n__piece piece = {word, sizeof(*word), rx->stage.reg};
 	struct m2n__put p = {.pieces = &piece,
 		.n_pieces = 1,
 		.rmem = rx->credits_rmem,
-		.offset = slot * x->credit_step * sizeof(*word),
+		.offset = at * sizeof(*word),
 		.signal = M2N__SIGNAL_NONE};
 
+	atomic_store_explicit(word, value, memory_order_relaxed);
+	(void)put(x, rx->ep, &p); /* a failure shows as a lost peer */
+}
+
+void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint64_t round)
+{
 	if (!m2n__rx_up(rx))
 		return; /* its slots were given up */
 	if (rx->credits) {
@@ -197,14 +230,17 @@ void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, u
 		atomic_store_explicit(
 			&rx->credits[slot * x->credit_step], round + 1, memory_order_release);
 		rx->ep->ops->notify(rx->ep);
-		return;
+	} else if (rx->credits_rmem) {
+		put_word(x, rx, slot, slot * x->credit_step, round + 1);
 	}
-	if (!rx->credits_rmem)
-		return;
-	word = (_Atomic uint64_t *)rx->stage.mem->base + slot;
-	atomic_store_explicit(word, round + 1, memory_order_relaxed);
-	piece = (struct m2n__piece){word, sizeof(*word), rx->stage.reg};
-	(void)put(x, rx->ep, &p); /* a failure shows as a lost peer */
+}
+
+void m2n__rx_await(struct m2n_exchange *x, struct m2n__rx *rx, uint64_t seq)
+{
+	m2n__exchange_enter(x, M2N__WRITER_RX);
+	if (m2n__rx_up(rx) && rx->credits_rmem && rx->ep->max_sealed)
+		put_word(x, rx, x->spec.n_slots, 1, seq + 1);
+	m2n__exchange_exit(x, M2N__WRITER_RX);
 }
 
 void m2n__tally_read(const struct m2n__tally *t, struct m2n_counters *c)

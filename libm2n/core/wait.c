@@ -62,9 +62,9 @@ static void nap(struct m2n__wait *w, int64_t now)
 {
 	struct m2n__iface *sleeper = w->dozing;
 	int64_t left = w->deadline_ns - now;
-	int64_t nap_ns = atomic_load_explicit(&w->ctx->others_come, memory_order_relaxed)
-				 ? SHORT_NAP_NS
-				 : NAP_NS;
+	int is_short = w->n_short_naps ||
+		       atomic_load_explicit(&w->ctx->others_come, memory_order_relaxed);
+	int64_t nap_ns = is_short ? SHORT_NAP_NS : NAP_NS;
 
 	if (!sleeper) {
 		m2n__sleep_ns(SHORT_NAP_NS);
@@ -75,6 +75,7 @@ static void nap(struct m2n__wait *w, int64_t now)
 	} else {
 		sleeper->ops->wait(sleeper, w->ticket, left < nap_ns ? left : nap_ns);
 		disarm(w);
+		w->n_short_naps -= w->n_short_naps > 0;
 	}
 }
 

@@ -26,6 +26,7 @@ struct m2n__wait {
 	uint32_t ticket;
 	int armed;
 	int spinning;
+	unsigned n_short_naps; /* to come: while something is on its way that wakes nobody */
 };
 
 static inline void m2n__wait_begin(struct m2n__wait *w, struct m2n_ctx *ctx, int64_t timeout_ns)
@@ -34,11 +35,18 @@ static inline void m2n__wait_begin(struct m2n__wait *w, struct m2n_ctx *ctx, int
 	w->timeout_ns = timeout_ns;
 	w->start_ns = 0;
 	w->n_steps = 0;
+	w->n_short_naps = 0;
 	w->dozing = NULL;
 }
 
 /* 0: look again; -EAGAIN (timeout 0) or -ETIMEDOUT, without text. */
 int m2n__wait_step(struct m2n__wait *w);
+
+/* About to sleep, after the step before it said that nothing came. */
+static inline int m2n__wait_sleeps(const struct m2n__wait *w)
+{
+	return w->dozing && w->armed;
+}
 
 void m2n__wait_wake(struct m2n__wait *w);
 static inline void m2n__wait_end(struct m2n__wait *w)

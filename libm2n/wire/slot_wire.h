@@ -5,7 +5,8 @@
  *
  * Mapped peers store the payload and the fields first, then `signal` with a release store.
  * Messaging peers write head and payload in one transfer and are counted by the signal table;
- * `signal` then only says which round the bytes belong to. `body` is the same for rows that go
+ * `signal` then only says which round the bytes belong to. Small messages of the public exchange
+ * may be sealed instead of counted. `body` is the same for rows that go
  * elsewhere than behind the head (exact placement), after the peer granted a place.
  */
 #ifndef M2N_SLOT_WIRE_H
@@ -27,7 +28,7 @@ struct m2n__slot_head {
 	uint32_t sink;           /* 44: dispatch: sink index that gets the replies */
 	uint32_t n_body_puts;    /* 48: signalled transfers besides this one (messaging) */
 	uint32_t flags;          /* 52: M2N__SLOT_* */
-	uint32_t reserved[2];    /* 56: zero */
+	uint64_t seal;           /* 56: of a sealed message (slot_seal.h), else zero */
 };
 
 _Static_assert(sizeof(struct m2n__slot_head) == 64, "a slot head is one cache line");

@@ -42,7 +42,8 @@ static int create(struct rank *rank, const int *send_to, size_t n_send, const in
 /* Message number i from one rank to another: its size and bytes. */
 static size_t make_message(int from, int to, uint32_t i, uint8_t *data)
 {
-	static const size_t sizes[] = {0, 1, 7, 63, 64, 65, 500, MAX_BYTES - 1, MAX_BYTES};
+	static const size_t sizes[] = {
+		0, 1, 7, 63, 64, 65, 192, 193, 500, MAX_BYTES - 1, MAX_BYTES};
 	size_t bytes = sizes[(i + (unsigned)from) % (sizeof(sizes) / sizeof(sizes[0]))];
 
 	for (size_t b = 0; b < bytes; b++)

@@ -214,6 +214,7 @@ static int fault_connect(
 	if (rc)
 		goto disconnect;
 	e->ep.iface = iface;
+	e->ep.max_sealed = MAX_INLINE;
 	e->signals = e->signal_rmem->ptr;
 	e->n_signals = e->signal_rmem->bytes / sizeof(*e->signals);
 	*ep = &e->ep;

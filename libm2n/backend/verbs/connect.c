@@ -250,7 +250,10 @@ int m2n__verbs_ready(struct m2n__ep *ep)
 	rc = m2n__verbs_check(ep);
 	if (rc)
 		return rc;
-	return atomic_load_explicit(&e->state, memory_order_acquire) == VERBS_READY ? 0 : -EAGAIN;
+	if (atomic_load_explicit(&e->state, memory_order_acquire) != VERBS_READY)
+		return -EAGAIN;
+	ep->max_sealed = ep->iface->max_inline;
+	return 0;
 }
 
 void m2n__verbs_disconnect(struct m2n__ep *ep)
