@@ -2,21 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures what megascale_infer promises.
 
-  bars_serve.py BUILD OUT [--part NAME]... [--data DIR] [--runs N] [--quick]
+  bars_serve.py BUILD OUT [--part NAME]... [--data DIR] [--runs N] [--quick] [--under COMMAND]
 
 Parts: tokens, trace, pingpong, mpi, simulate, kill, plan, lines; all of them without --part. Makes
 its models (fixed seeds) and its prompts in a temporary folder, and writes OUT/bars.md and
 OUT/bars.json. Figures are medians of --runs runs; what is compared is run in turn. Ranks of timed
 runs have a core each, so two cores are enough. Other load shows in all of them: where it cannot be
-stopped, `chrt -r 1 python3 scripts/bars_serve.py ...` as root goes before it.
+stopped, --under "chrt -r 1", as root, puts the runs before it. (Linux takes the processor from such
+processes for 50 ms in each second that they fill, so runs are short.)
 
 Exits 0 whatever the figures are; 1 when one could not be taken.
 """
 import argparse
+import importlib.util
 import json
 import os
 import random
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -27,7 +30,7 @@ TRACE = 'serving/azure_2023_conv_first3000.csv'
 EXAMPLE = os.path.join(ROOT, 'consumers/megascale_infer/example_trace.csv')
 LENGTHS = ('--requests', 200, '--length-divisor', 16)
 
-# Sizes with a core for each rank; 64 tokens for each of `batch` sequences of a micro-batch.
+# Sizes with a core for each rank; 32 tokens for each of `batch` sequences of a micro-batch.
 EVEN = {'layers': 8, 'hidden': 512, 'heads': 8, 'intermediate': 72, 'experts': 4}
 SIMULATED = [(EVEN, 16, m) for m in (1, 2, 3, 4)] + [
     ({'layers': 4, 'hidden': 256, 'heads': 8, 'intermediate': 144, 'experts': 8}, 32, 2),
@@ -98,7 +101,7 @@ class Bars:
         """The report and the generated tokens of one run."""
         report, tokens = self.path('report'), self.path('tokens')
         program = launcher or (self.serve_program, 'serve')
-        self.command([*program, model, '-q', '--json', report, '--tokens-out', tokens, *words])
+        self.command([*shlex.split(self.options.under), *program, model, '-q', '--json', report, '--tokens-out', tokens, *words])
         with open(report, encoding='utf-8') as file:
             found = json.load(file)
         with open(tokens, encoding='utf-8') as file:
@@ -117,11 +120,12 @@ class Bars:
             name = re.search(r'model name\s*: (.*)', file.read())
         env = {'processor': name.group(1) if name else os.uname().machine,
                'cores': len(os.sched_getaffinity(0)), 'load': os.getloadavg()[0],
-               'scheduler': {0: 'other', 1: 'fifo', 2: 'rr'}.get(os.sched_getscheduler(0), '?'),
+               'under': self.options.under,
                'runs': self.runs}
         with open(os.path.join(self.options.out, 'bars.md'), 'w', encoding='utf-8') as file:
             file.write(f'{env["processor"]}, {env["cores"]} cores; load {env["load"]:.1f} at the '
-                       f'end, scheduler {env["scheduler"]}; medians of {self.runs} runs.\n\n'
+                       f'end{", under " + env["under"] if env["under"] else ""}; medians of '
+                       f'{self.runs} runs.\n\n'
                        '| what | figure | limit | met | command |\n|---|---|---|---|---|\n')
             for row in self.rows:
                 met = {True: 'yes', False: '**no**', None: '-'}[row['met']]
@@ -146,6 +150,9 @@ def tokens(bars):
                  f'chunks and replicas, over {what}',
                  '56 of 56 runs' if done else 'not run', 'all', done,
                  f'test_serve.py Serve.{name}')
+    if importlib.util.find_spec('numpy') is None:
+        print('no numpy: parity left out')
+        return
     text = bars.command([sys.executable, bars.test('test_parity.py'),
                          os.path.join(build, 'consumers/common/model/m2n_model')])
     errors = [float(e) for e in re.findall(r'^ok - .*: (\S+)$', text, re.MULTILINE)]
@@ -182,7 +189,7 @@ def spread(values, form='{:.2f}'):
 def pingpong(bars):
     model, made = bars.model(EVEN)
     runs = {m: [] for m in (1, 2, 3)}
-    path = bars.prompts(96, 16, 64)
+    path = bars.prompts(96, 16, 32)
     words = ['--batch', 16]
     for _ in range(bars.runs):
         for m, reports in runs.items():
@@ -277,7 +284,7 @@ def simulate(bars):
     details = bars.details['simulate'] = []
     for sizes, batch, m in SIMULATED:
         model, made = bars.model(sizes)
-        path = bars.prompts(batch * m, 1, 64)
+        path = bars.prompts(batch * m, 1, 32)
         pairs = []
         for _ in range(bars.runs):
             report, _ = bars.serve(model, '-P', path, '-m', m, '--batch', batch, '--timeline',
@@ -285,7 +292,7 @@ def simulate(bars):
             times = step_times(bars.path('timeline'))
             words = [w for name, us in zip(('t-a', 't-e', 't-c', 'sample'), times)
                      for w in (f'--{name}-us', f'{us:.1f}')]
-            words = [*words, '--micro-batches', m, '--layers', sizes['layers'], '--iterations', 64]
+            words = [*words, '--micro-batches', m, '--layers', sizes['layers'], '--iterations', 32]
             text = bars.command([bars.serve_program, 'simulate', '--json', *words])
             pairs.append((json.loads(text)['tpot_ms'], report['iteration_us'] / 1e3, words))
         ratios = [simulated / measured for simulated, measured, _ in pairs]
@@ -355,6 +362,7 @@ def main():
     parser.add_argument('--part', choices=PARTS, action='append')
     parser.add_argument('--data', default=os.path.join(ROOT, '../shared/data'))
     parser.add_argument('--runs', type=int, default=5)
+    parser.add_argument('--under', default='', help='a command that runs the timed ones')
     parser.add_argument('--quick', action='store_true', help='one run of each')
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
