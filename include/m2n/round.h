@@ -114,9 +114,12 @@ struct m2n_combine_send_params {
 	size_t row_stride;             /* 0: dense */
 	void *stream;
 	int64_t timeout_ns;            /* to wait for credits of sinks that are not the sources */
+	const uint64_t *in_place;      /* bitmap over source indexes whose output rows lie where
+	                                * m2n_reply_place() said; NULL: none. `rows` is not read for
+	                                * them, and may be NULL when they are all that have rows */
 };
 #define M2N_COMBINE_SEND_PARAMS_INIT \
-	{sizeof(struct m2n_combine_send_params), NULL, NULL, 0, NULL, M2N_TIMEOUT_DEFAULT}
+	{sizeof(struct m2n_combine_send_params), NULL, NULL, 0, NULL, M2N_TIMEOUT_DEFAULT, NULL}
 
 /*
  * Sends the outputs back. Batches may be answered in any order. Rows may be reused after
@@ -125,6 +128,17 @@ struct m2n_combine_send_params {
  */
 M2N_API int m2n_combine_send(struct m2n_channel *channel,
 	const struct m2n_combine_send_params *params);
+/*
+ * Where the output rows of one source can be made without a copy: in the sink's own memory, dense,
+ * [its rows of the batch, out_row_bytes] in batch row order. What lies there is not defined. To be
+ * written before combine_send of the batch, which is then told by `in_place`; or left unused.
+ * NULL: the rows have to be given to combine_send, because the sink is reached by messages, is
+ * lost, or is not the source, replies are summed here, or rows lie in CUDA memory. Until
+ * combine_send the connections of lost peers stay open, so it should follow. Does not block; for
+ * the thread of the expert calls.
+ */
+M2N_API void *m2n_reply_place(struct m2n_channel *channel, const struct m2n_batch *batch,
+	uint32_t source);
 /* Waits until output rows of all combine_sends may be reused. 0, -EAGAIN, -ETIMEDOUT, PARTIAL. */
 M2N_API int m2n_reply_wait(struct m2n_channel *channel, int64_t timeout_ns);
 

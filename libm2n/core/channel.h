@@ -67,6 +67,7 @@ struct m2n__share {
 	const uint8_t *rows, *scales;
 	const uint32_t *index; /* dedup: in the slot; else NULL */
 	uint32_t region_row;   /* exact placement with dedup: first row in the region */
+	uint8_t *reply_place;  /* that the application was given, at the sink; NULL: none */
 };
 
 enum m2n__share_state {
@@ -92,6 +93,7 @@ struct m2n__batch {
 	uint32_t *next_segment; /* [max_local * n_sources] of the same source, plus 1; 0: none */
 	uint64_t *missing;      /* bitmap over sources */
 	uint32_t place;         /* exact placement: region slot of the rows */
+	int has_places;         /* some share has a reply_place */
 };
 
 /*
@@ -153,6 +155,7 @@ struct m2n_channel {
 	int recv_phase;             /* exact placement: 0 heads, 1 bodies */
 	struct m2n__piece *reply_pieces; /* messaging: gather list of this side */
 	struct m2n__shared made_replies; /* messaging: [depth, n_sources] replies, if made */
+	uint32_t n_with_places;     /* batches whose replies the application may be writing */
 	uint32_t *reduce_first;     /* reduce_at_expert: CSR over unique rows */
 	uint32_t *reduce_row;
 };

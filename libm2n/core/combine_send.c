@@ -17,7 +17,13 @@ struct reply {
 	size_t stride;
 	uint32_t round_slot;
 	const struct m2n__reg *reg; /* of the rows; NULL: not registered */
+	const uint64_t *in_place;
 };
+
+static int is_in_place(const struct reply *r, uint32_t source)
+{
+	return r->in_place && m2n__bit(r->in_place, source) && r->b->shares[source].reply_place;
+}
 
 static uint32_t reply_slot(const struct m2n_channel *ch, uint32_t round_slot, uint32_t source)
 {
@@ -38,6 +44,13 @@ static void store_rows(const struct reply *r, uint32_t source, uint8_t *dst)
 	size_t bytes = ch->p.out_row_bytes;
 	int stream = b->shares[source].n_rows * bytes > ch->ctx->options.nt_bytes;
 
+	if (is_in_place(r, source)) {
+		/* the link may have been made anew since: then they lie where it was */
+		if (dst != b->shares[source].reply_place)
+			memmove(dst, b->shares[source].reply_place,
+				b->shares[source].n_rows * bytes);
+		return;
+	}
 	for (uint32_t i = b->shares[source].segment; i; i = b->next_segment[i - 1]) {
 		uint32_t n = b->segments[i - 1].n_rows;
 		const uint8_t *src = r->rows + b->segments[i - 1].first_row * r->stride;
@@ -140,7 +153,7 @@ static int put_rows(const struct reply *r, struct m2n__tx *tx, uint32_t source, 
 	if (!bytes)
 		return 0;
 	if (!ch->p.reduce_at_expert && r->stride == ch->p.out_row_bytes &&
-		(r->reg || !ch->ctx->needs_mr))
+		!is_in_place(r, source) && (r->reg || !ch->ctx->needs_mr))
 		return m2n__tx_put_region(ch->reply, tx, slot, place, ch->reply_pieces,
 			gather_rows(r, source, ch->reply_pieces), n_puts);
 	made = m2n__replies_staging(ch, r->round_slot, source);
@@ -245,8 +258,7 @@ static int sink_comes(struct m2n_channel *ch, const struct m2n__tx *tx, int64_t 
 		return 1;
 	m2n__exchange_exit(ch->reply, M2N__WRITER_TX);
 	m2n__wait_begin(&w, ch->ctx, timeout_ns);
-	while (!m2n__tx_up(tx) && m2n__link_coming(&tx->prepared, tx->peer) &&
-		!m2n__wait_step(&w))
+	while (!m2n__tx_up(tx) && m2n__link_coming(&tx->prepared, tx->peer) && !m2n__wait_step(&w))
 		;
 	m2n__wait_end(&w);
 	m2n__exchange_enter(ch->reply, M2N__WRITER_TX);
@@ -302,6 +314,78 @@ static struct m2n__batch *find_batch(
 	return NULL;
 }
 
+void *m2n_reply_place(struct m2n_channel *ch, const struct m2n_batch *pub, uint32_t source)
+{
+	struct m2n__batch *b;
+	struct m2n__tx *tx;
+	uint32_t slot;
+
+	if (!ch || ch->self_expert < 0 || ch->gpu || !ch->own_sinks || ch->p.reduce_at_expert ||
+		source >= ch->p.n_sources)
+		return NULL;
+	b = find_batch(ch, pub, &slot);
+	if (!b || !b->held || !b->pub.segments || b->shares[source].state != SHARE_PRESENT ||
+		!b->shares[source].n_rows)
+		return NULL;
+	if (b->shares[source].reply_place)
+		return b->shares[source].reply_place;
+	tx = sink_of(ch, b, source);
+	m2n__exchange_enter(ch->reply, M2N__WRITER_PLACE);
+	if (m2n__tx_up(tx) && tx->slots) {
+		b->shares[source].reply_place = tx->region + b->shares[source].place;
+		ch->n_with_places += !b->has_places;
+		b->has_places = 1;
+	} else if (!ch->n_with_places) {
+		m2n__exchange_exit(ch->reply, M2N__WRITER_PLACE);
+	}
+	return b->shares[source].reply_place;
+}
+
+/* The application writes to peers no more, unless it does for other batches. */
+static void end_places(struct m2n_channel *ch, struct m2n__batch *b)
+{
+	for (uint32_t i = 0; i < ch->p.n_sources; i++)
+		b->shares[i].reply_place = NULL;
+	b->has_places = 0;
+	if (!--ch->n_with_places)
+		m2n__exchange_exit(ch->reply, M2N__WRITER_PLACE);
+}
+
+/* *needed: some rows have to be given all the same. */
+static int check_places(const struct m2n_channel *ch, const struct m2n__batch *b,
+	const uint64_t *in_place, int *needed)
+{
+	*needed = 0;
+	for (uint32_t i = 0; i < ch->p.n_sources; i++) {
+		const struct m2n__share *share = &b->shares[i];
+		int has_rows = share->state == SHARE_PRESENT && share->n_rows;
+
+		if (has_rows && m2n__bit(in_place, i) && !share->reply_place)
+			return m2n__error(-EINVAL,
+				"%s: combine_send: in_place: source %u has no m2n_reply_place()",
+				ch->title, i);
+		*needed |= has_rows && !m2n__bit(in_place, i);
+	}
+	return 0;
+}
+
+static int check_rows(
+	struct m2n_channel *ch, const struct m2n__batch *b, const struct m2n_combine_send_params *p)
+{
+	int needed = b->pub.n_rows > 0, rc;
+
+	if (p->in_place && (rc = check_places(ch, b, p->in_place, &needed)))
+		return rc;
+	if (needed && !p->rows)
+		return m2n__error(-EINVAL, "%s: combine_send: rows is NULL", ch->title);
+	if (p->row_stride && p->row_stride < ch->p.out_row_bytes)
+		return m2n__error(-EINVAL, "%s: combine_send: row_stride %zu, at least %zu",
+			ch->title, p->row_stride, ch->p.out_row_bytes);
+	if (p->stream && !ch->gpu)
+		return m2n__error(-EINVAL, "%s: stream: the channel's memory is HOST", ch->title);
+	return ch->gpu || !p->rows ? 0 : m2n__check_host(ch, "rows", p->rows);
+}
+
 int m2n_combine_send(struct m2n_channel *ch, const struct m2n_combine_send_params *params)
 {
 	static const struct m2n_combine_send_params init = M2N_COMBINE_SEND_PARAMS_INIT;
@@ -322,27 +406,26 @@ int m2n_combine_send(struct m2n_channel *ch, const struct m2n_combine_send_param
 	b = find_batch(ch, p->batch, &slot);
 	if (!b || !b->held || !b->pub.segments)
 		return m2n__error(-EINVAL, "%s: combine_send: the batch is not held", ch->title);
-	if (b->pub.n_rows && !p->rows)
-		return m2n__error(-EINVAL, "%s: combine_send: rows is NULL", ch->title);
-	if (p->row_stride && p->row_stride < ch->p.out_row_bytes)
-		return m2n__error(-EINVAL, "%s: combine_send: row_stride %zu, at least %zu",
-			ch->title, p->row_stride, ch->p.out_row_bytes);
-	if (p->stream && !ch->gpu)
-		return m2n__error(-EINVAL, "%s: stream: the channel's memory is HOST", ch->title);
-	if (ch->gpu)
-		return m2n__gpu_combine_send(ch->gpu, p, b, slot);
-	rc = m2n__check_host(ch, "rows", p->rows);
+	rc = check_rows(ch, b, p);
 	if (rc)
 		return rc;
+	if (ch->gpu)
+		return m2n__gpu_combine_send(ch->gpu, p, b, slot);
 	rc = ch->own_sinks ? 0 : wait_credits(ch, b, slot, p->timeout_ns);
 	if (rc)
 		return rc;
-	r = (struct reply){
-		ch, b, p->rows, p->row_stride ? p->row_stride : ch->p.out_row_bytes, slot, NULL};
-	if (m2n__ctx_is_messaging(ch->ctx) && b->pub.n_rows)
-		r.reg = m2n__mem_find(ch->ctx, r.rows,
-			(b->pub.n_rows - 1) * r.stride + ch->p.out_row_bytes);
+	r = (struct reply){.ch = ch,
+		.b = b,
+		.rows = p->rows,
+		.stride = p->row_stride ? p->row_stride : ch->p.out_row_bytes,
+		.round_slot = slot,
+		.in_place = p->in_place};
+	if (m2n__ctx_is_messaging(ch->ctx) && b->pub.n_rows && r.rows)
+		r.reg = m2n__mem_find(
+			ch->ctx, r.rows, (b->pub.n_rows - 1) * r.stride + ch->p.out_row_bytes);
 	rc = reply_all(&r, p->timeout_ns);
+	if (b->has_places)
+		end_places(ch, b);
 	b->held = 0;
 	b->pub.segments = NULL;
 	return rc;

@@ -352,7 +352,13 @@ static inline int m2n__tx_free(const struct m2n_exchange *x, struct m2n__tx *tx,
  * side of an exchange is one thread's, so plain stores do; m2n__group_is_idle() makes up for the
  * missing fence by a barrier in all threads (membarrier).
  */
-enum m2n__writer { M2N__WRITER_TX = 0, M2N__WRITER_RX = 1, M2N__WRITER_GRANT = 2, M2N__N_WRITERS };
+enum m2n__writer {
+	M2N__WRITER_TX = 0,
+	M2N__WRITER_RX = 1,
+	M2N__WRITER_GRANT = 2,
+	M2N__WRITER_PLACE = 3, /* the application, between calls: m2n_reply_place() */
+	M2N__N_WRITERS
+};
 
 static inline void m2n__exchange_enter(struct m2n_exchange *x, enum m2n__writer who)
 {

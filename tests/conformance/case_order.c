@@ -417,6 +417,45 @@ static void check_counters(struct rank *rank)
 	job_close(&jr);
 }
 
+/* Of a mapped sink, the same as long as the batch is held; other tests write there. */
+static void check_places(struct rank *rank)
+{
+	int is_mapped = !*(const int *)rank->arg;
+	struct m2n_combine_send_params answer = M2N_COMBINE_SEND_PARAMS_INIT;
+	const uint64_t in_place = 1;
+	const struct m2n_batch *batch;
+	struct job_rank jr;
+	uint8_t *place;
+
+	expect_ok(job_open(&jr, rank, &small_job));
+	expect_ok(job_send(&jr, 0));
+	expect_ok(job_recv_batch(&jr, &batch));
+	answer.batch = batch;
+	answer.in_place = &in_place;
+	expect_status(-EINVAL, m2n_combine_send(jr.channel, &answer));
+	expect_text("in_place");
+	expect(!m2n_reply_place(jr.channel, batch, 1));
+	expect(!m2n_reply_place(jr.channel, NULL, 0));
+	place = m2n_reply_place(jr.channel, batch, 0);
+	expect_equal(!!place, is_mapped);
+	expect(m2n_reply_place(jr.channel, batch, 0) == place);
+	if (place) {
+		job_compute(&small_job, batch, place, small_job.out_row_bytes);
+		expect_ok(m2n_combine_send(jr.channel, &answer)); /* no rows */
+	} else {
+		expect_ok(job_answer(&jr, batch));
+	}
+	expect_ok(job_combine(&jr, 0));
+	job_close(&jr);
+}
+
+static int places(const struct conf *conf)
+{
+	int messaging = conf->messaging;
+
+	return ranks_run(1, check_places, &messaging, &conf->opts);
+}
+
 static int counters(const struct conf *conf)
 {
 	int messaging = conf->messaging;
@@ -430,6 +469,7 @@ const struct conf_case order_cases[] = {
 	{"order: bad arguments queue nothing", 1, bad_arguments, ANY_MEMORY},
 	{"order: calls of another role", 2, wrong_roles, ANY_MEMORY},
 	{"order: masks of peers that take part", 4, masks, ANY_MEMORY},
+	{"order: replies made in place", 1, places, HOST_MEMORY},
 	{"order: counters", 4, counters, ANY_MEMORY},
 	{0},
 };

@@ -226,8 +226,7 @@ int job_recv_batch(struct job_rank *jr, const struct m2n_batch **batch)
 	return status;
 }
 
-void job_compute(
-	const struct job *job, const struct m2n_batch *batch, uint8_t *rows, size_t stride)
+void job_compute(const struct job *job, const struct m2n_batch *batch, uint8_t *rows, size_t stride)
 {
 	for (uint32_t i = 0; i < batch->n_segments; i++) {
 		const struct m2n_segment *segment = &batch->segments[i];
@@ -242,11 +241,44 @@ void job_compute(
 	}
 }
 
+/* Rows of every other source into the sink's memory, where that can be; a bitmap of 64 sources. */
+static uint64_t place_rows(
+	struct job_rank *jr, const struct m2n_batch *batch, uint8_t *rows, size_t stride)
+{
+	size_t bytes = jr->job->out_row_bytes;
+	uint64_t placed = 0;
+
+	if (jr->job->n_sources > 256)
+		return 0;
+	for (uint32_t source = 0; source < (uint32_t)jr->job->n_sources && source < 64; source++) {
+		uint8_t *place = (batch->round + source) % 2
+					 ? m2n_reply_place(jr->channel, batch, source)
+					 : NULL;
+
+		if (!place)
+			continue;
+		placed |= UINT64_C(1) << source;
+		for (uint32_t i = 0; i < batch->n_segments; i++) {
+			const struct m2n_segment *s = &batch->segments[i];
+
+			for (uint32_t r = 0; s->source == source && r < s->n_rows; r++) {
+				uint8_t *row = rows + (s->first_row + r) * stride;
+
+				memcpy(place, row, bytes);
+				place += bytes;
+				memset(row, 0x5a, bytes); /* is not to be read */
+			}
+		}
+	}
+	return placed;
+}
+
 int job_answer(struct job_rank *jr, const struct m2n_batch *batch)
 {
 	struct m2n_combine_send_params params = M2N_COMBINE_SEND_PARAMS_INIT;
 	const struct job *job = jr->job;
 	size_t stride = job->out_row_bytes + job->pad;
+	uint64_t placed[4] = {0};
 	struct m2n_mem *mem = NULL;
 	uint8_t *rows;
 	int status;
@@ -257,6 +289,8 @@ int job_answer(struct job_rank *jr, const struct m2n_batch *batch)
 	if (job->registered && batch->n_rows)
 		expect_ok(m2n_mem_register(jr->ctx, rows, batch->n_rows * stride, &mem));
 	job_compute(job, batch, rows, stride);
+	placed[0] = place_rows(jr, batch, rows, stride);
+	params.in_place = placed[0] ? placed : NULL;
 	params.batch = batch;
 	params.rows = rows;
 	params.row_stride = job->pad ? stride : 0;
