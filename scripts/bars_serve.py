@@ -101,7 +101,8 @@ class Bars:
         """The report and the generated tokens of one run."""
         report, tokens = self.path('report'), self.path('tokens')
         program = launcher or (self.serve_program, 'serve')
-        self.command([*shlex.split(self.options.under), *program, model, '-q', '--json', report, '--tokens-out', tokens, *words])
+        self.command([*shlex.split(self.options.under), *program, model, '-q', '--json', report,
+                      '--tokens-out', tokens, *words])
         with open(report, encoding='utf-8') as file:
             found = json.load(file)
         with open(tokens, encoding='utf-8') as file:

@@ -93,7 +93,7 @@ static void run_all(struct experts *e, const struct transport_work *work, uint8_
 
 static int serve_round(struct experts *e)
 {
-	uint8_t *replies = e->replies[e->n_rounds % 2];
+	uint8_t *replies;
 	const struct transport_work *work;
 	uint32_t layer;
 	int rc = e->p.ops->take(e->p.transport, &work);
@@ -105,6 +105,9 @@ static int serve_round(struct experts *e)
 	if (work->n_rows > e->p.max_rows)
 		return model_fail(-EPROTO, "round %lu: %u rows, at most %u can come",
 			(unsigned long)work->round, work->n_rows, e->p.max_rows);
+	replies = e->p.ops->place ? e->p.ops->place(e->p.transport, work) : NULL;
+	if (!replies)
+		replies = e->replies[e->n_rounds % 2];
 	run_all(e, work, replies);
 	if (work->n_rows)
 		span(e, TIMELINE_COMPUTE, "experts", layer);

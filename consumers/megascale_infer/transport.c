@@ -26,6 +26,14 @@ int transport_check(const struct transport_params *p)
 	return 0;
 }
 
+int transport_is_any(const uint8_t *flags, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		if (flags[i])
+			return 1;
+	return 0;
+}
+
 void transport_whole(struct transport_stall *s, int64_t *longest_ns)
 {
 	int64_t now = timeline_now(), stall = now - s->whole_ns;

@@ -101,6 +101,9 @@ struct transport_ops {
 
 	/* Expert rank: TRANSPORT_END when all attention ranks have left. */
 	int (*take)(struct transport *transport, const struct transport_work **work);
+	/* Where replies to the work may be made, to save a copy; NULL, also for the function:
+	 * nowhere. answer() has to be given the same. */
+	void *(*place)(struct transport *transport, const struct transport_work *work);
 	/* replies: [work->n_rows, hidden] of row_dtype, borrowed until the next answer returns. */
 	int (*answer)(struct transport *transport, const struct transport_work *work,
 		const void *replies);
@@ -113,6 +116,7 @@ struct transport_stall {
 	int64_t whole_ns;
 	int is_stalled; /* rows were lost since */
 };
+int transport_is_any(const uint8_t *flags, uint32_t n); /* not 0 */
 /* Now is a round whole; the longest stall so far. */
 void transport_whole(struct transport_stall *stall, int64_t *longest_ns);
 /* Whether the numbers fit together: 0 or -EINVAL. */

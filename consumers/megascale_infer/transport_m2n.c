@@ -236,14 +236,6 @@ static int send_m2n(struct transport *t, const struct transport_batch *b)
 	return 0;
 }
 
-static int is_missing(const struct transport *t, uint32_t n_rows)
-{
-	for (uint32_t i = 0; i < n_rows; i++)
-		if (t->missing[i])
-			return 1;
-	return 0;
-}
-
 static int receive_m2n(struct transport *t, const void *residual, void *out)
 {
 	struct transport_flight *f = &t->flights[t->n_received % t->p.n_micro_batches];
@@ -261,7 +253,7 @@ static int receive_m2n(struct transport *t, const void *residual, void *out)
 	t->stats.n_rounds++;
 	if (rc == M2N_PARTIAL || t->n_received % LOOK_ROUNDS == 0)
 		transport_look_at_peers(t);
-	if (f->is_orphan || (rc == M2N_PARTIAL && is_missing(t, f->n_rows))) {
+	if (f->is_orphan || (rc == M2N_PARTIAL && transport_is_any(t->missing, f->n_rows))) {
 		t->stats.n_resent++;
 		t->stall.is_stalled = 1;
 		return TRANSPORT_RESEND;
@@ -324,14 +316,23 @@ static int take_m2n(struct transport *t, const struct transport_work **work)
 	return 0;
 }
 
+/* Of one attention rank: rows of several lie mixed, each wants its own. */
+static void *place_m2n(struct transport *t, const struct transport_work *work)
+{
+	t->place = work->n_rows && t->p.n_attention == 1 ? m2n_reply_place(t->channel, t->batch, 0)
+							 : NULL;
+	return t->place;
+}
+
 static int answer_m2n(struct transport *t, const struct transport_work *work, const void *replies)
 {
+	static const uint64_t first = 1;
 	struct m2n_combine_send_params params = M2N_COMBINE_SEND_PARAMS_INIT;
 	int rc = m2n_reply_wait(t->channel, M2N_TIMEOUT_DEFAULT);
 
-	(void)work;
 	params.batch = t->batch;
 	params.rows = replies;
+	params.in_place = work->n_rows && replies == t->place ? &first : NULL;
 	if (rc >= 0)
 		rc = m2n_combine_send(t->channel, &params);
 	t->stats.n_rounds++;
@@ -351,6 +352,7 @@ const struct transport_ops transport_m2n = {
 	.send = send_m2n,
 	.receive = receive_m2n,
 	.take = take_m2n,
+	.place = place_m2n,
 	.answer = answer_m2n,
 	.stats = stats_m2n,
 };

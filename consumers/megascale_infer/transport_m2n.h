@@ -39,6 +39,7 @@ struct transport {
 	const struct m2n_batch *batch;
 	struct transport_part *parts;
 	struct transport_work work;
+	void *place; /* of its replies, at the sink */
 
 	struct owners_shape shape;
 	uint64_t *owners;              /* [n_ids] in force */
