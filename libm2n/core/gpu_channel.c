@@ -343,6 +343,15 @@ static void drain(struct m2n__gpu *gpu)
 	m2n__cuda_leave(gpu->cuda);
 }
 
+/* One exchange closes before the other: the device is not told of its links any more. */
+static void detach(struct m2n__gpu *gpu)
+{
+	m2n__ctx_lock(gpu->ch->ctx);
+	gpu->dispatch.x->gpu = NULL;
+	gpu->reply.x->gpu = NULL;
+	m2n__ctx_unlock(gpu->ch->ctx);
+}
+
 void m2n__gpu_stop(struct m2n_channel *ch)
 {
 	if (!ch->gpu)
@@ -350,6 +359,8 @@ void m2n__gpu_stop(struct m2n_channel *ch)
 	if (ch->gpu->dispatch.x && ch->gpu->reply.x)
 		drain(ch->gpu);
 	m2n__gpu_progress_remove(ch->gpu);
+	if (ch->gpu->dispatch.x && ch->gpu->reply.x)
+		detach(ch->gpu);
 }
 
 static void free_maps(struct m2n__gpu *gpu)

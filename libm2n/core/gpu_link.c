@@ -37,16 +37,28 @@ static struct m2n__gpu_tx tx_entry(struct m2n__gpu_links *links, size_t i)
 	return entry;
 }
 
+/* The link by which rounds go to the rank whose replies come here; NULL: no replies come here. */
+static const struct m2n__tx *asked(const struct m2n__gpu_links *links, size_t i)
+{
+	return links == &links->gpu->reply ? &links->gpu->dispatch.x->tx[i] : NULL;
+}
+
+/*
+ * A process that is new behind its rank answers rounds that were sent to it. Kernels that wait for
+ * the old one need not have looked between the two: the first round tells them.
+ */
 static struct m2n__gpu_rx rx_entry(struct m2n__gpu_links *links, size_t i)
 {
 	const struct m2n__rx *rx = &links->x->rx[i];
+	const struct m2n__tx *tx = asked(links, i);
 	size_t words = 2 * (size_t)links->x->spec.n_slots;
 	struct m2n__gpu_rx entry = {0};
 
-	if (!m2n__rx_up(rx))
+	if (!m2n__rx_up(rx) || (tx && !m2n__tx_up(tx)))
 		return entry;
 	entry.slots = m2n__gpu_address(rx->slots);
-	entry.first_round = atomic_load_explicit(&rx->first_round, memory_order_relaxed);
+	entry.first_round = atomic_load_explicit(
+		tx ? &tx->first_round : &rx->first_round, memory_order_relaxed);
 	if (!rx->mapped) {
 		entry.arrived = m2n__gpu_address(links->arrived + i * words);
 		entry.seen = m2n__gpu_address(links->seen + i * words);
@@ -134,12 +146,23 @@ static int note_messaging(struct m2n__gpu_links *links)
 	return rc;
 }
 
+static int update_all_rx(struct m2n__gpu_links *links)
+{
+	int rc = 0;
+
+	for (size_t i = 0; i < links->x->n_rx && !rc; i++)
+		rc = update_rx(links, i);
+	return rc;
+}
+
 int m2n__gpu_links_changed(struct m2n__gpu_links *links)
 {
 	int rc = note_messaging(links);
 
-	for (size_t i = 0; i < links->x->n_rx && !rc; i++)
-		rc = update_rx(links, i);
+	if (!rc)
+		rc = update_all_rx(links);
+	if (!rc && links == &links->gpu->dispatch) /* what replies come, hangs on it */
+		rc = update_all_rx(&links->gpu->reply);
 	for (size_t i = 0; i < links->x->n_tx && !rc; i++) {
 		struct m2n__gpu_tx want = tx_entry(links, i);
 

@@ -12,7 +12,10 @@
 #define KILL_ROUND 4
 #define N_ROUNDS 200
 
-enum { DYING, REPLACED, BACK_SINCE };
+#define N_ASKED 12
+#define LATER_VICTIM 2
+
+enum { DYING, REPLACED, LINKED };
 
 static const struct job rejoin_job = {
 	.name = "rejoin",
@@ -100,6 +103,75 @@ static int replaced_expert(const struct conf *conf)
 	return ranks_finish(ranks);
 }
 
+/*
+ * A process that took a round's rows dies, and is replaced before its replies are waited for: they
+ * do not come, however well the new one is linked. The next round has them again.
+ */
+static void ask_both(struct rank *rank, struct job_rank *jr)
+{
+	for (uint32_t round = 0; round < N_ASKED; round++) {
+		int status = job_send(jr, round);
+		uint64_t before = jr->n_missing;
+
+		expect_ok(status);
+		if (round == KILL_ROUND) {
+			while (!atomic_load(&rank->word[LINKED]))
+				(void)m2n_ctx_progress(rank->ctx);
+			expect_ok(m2n_group_add(rank->group, LATER_VICTIM, M2N_TIMEOUT_DEFAULT));
+		}
+		expect_equal(job_combine(jr, round), round == KILL_ROUND ? M2N_PARTIAL : 0);
+		expect_equal(jr->n_missing > before, round == KILL_ROUND);
+	}
+}
+
+static void answer_until_killed(struct rank *rank, struct job_rank *jr)
+{
+	const struct m2n_batch *batch;
+	struct m2n_channel_attr attr;
+	uint32_t round;
+
+	if (atomic_load(&rank->word[REPLACED]))
+		word_set(&rank->word[LINKED], 1);
+	expect_ok(m2n_channel_query(jr->channel, &attr));
+	for (round = (uint32_t)attr.next_recv_round; round < N_ASKED; round++) {
+		expect_ok(job_recv_batch(jr, &batch));
+		if (rank->rank == LATER_VICTIM && round == KILL_ROUND) {
+			word_set(&rank->word[DYING], 1);
+			rank_die();
+		}
+		expect_ok(job_answer(jr, batch));
+	}
+}
+
+static void run_between(struct rank *rank)
+{
+	struct job_rank jr;
+
+	expect_ok(job_open(&jr, rank, rank->arg));
+	jr.tolerant = 1;
+	jr.dead = 1 << 1;
+	if (jr.source >= 0)
+		ask_both(rank, &jr);
+	else
+		answer_until_killed(rank, &jr);
+	rank_barrier(rank);
+	job_close(&jr);
+}
+
+static int replaced_between(const struct conf *conf)
+{
+	struct job job = rejoin_job;
+	struct ranks *ranks;
+
+	job.n_sources = 1;
+	ranks = ranks_start(3, run_between, &job, &conf->opts);
+	if (ranks_wait_word(ranks, DYING, 1) == 0 && ranks_wait_end(ranks, LATER_VICTIM) == 0) {
+		word_set(&ranks_words(ranks)[REPLACED], 1);
+		ranks_spawn(ranks, LATER_VICTIM, run_between);
+	}
+	return ranks_finish(ranks);
+}
+
 /* An exchange links again by itself once the peer is added. */
 static void check_exchange(struct rank *rank)
 {
@@ -168,7 +240,6 @@ static int replaced_exchange(const struct conf *conf)
 
 #define LOST_SOURCE 1
 #define FIRST_ROUND 12 /* of the new source: agreed by the application */
-enum { LINKED = 3 };
 
 /* Rounds of a source, from `round` on. */
 static void send_rounds(struct job_rank *jr, uint32_t round, uint32_t end)
@@ -246,6 +317,8 @@ static int replaced_source(const struct conf *conf)
 const struct conf_case rejoin_cases[] = {
 	{"rejoin: an exchange with a rank that was replaced", 2, replaced_exchange, HOST_MEMORY},
 	{"rejoin: an expert rank is replaced and serves again", 4, replaced_expert, ANY_MEMORY},
+	{"rejoin: a round whose expert rank is replaced before it is combined", 3,
+		replaced_between, ANY_MEMORY},
 	{"rejoin: a source is replaced and admitted again", 4, replaced_source, ANY_MEMORY},
 	{0},
 };
