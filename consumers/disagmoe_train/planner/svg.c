@@ -47,7 +47,7 @@ static void draw_axes(const struct canvas *c)
 		"</text>\n", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16);
 }
 
-static void draw_side(const struct canvas *c, const char *name, const char *colour,
+static void draw_side(const struct canvas *c, const char *name, const char *colour, int line,
 	double intensity, double turning, double rate, double reached)
 {
 	double from = pow(10, c->x0), to = pow(10, c->x1);
@@ -60,9 +60,10 @@ static void draw_side(const struct canvas *c, const char *name, const char *colo
 		at_y(c, rate * fmin(1, to / turning)));
 	fprintf(c->file, "<circle cx='%.1f' cy='%.1f' r='5' fill='%s'/>\n", at_x(c, intensity),
 		at_y(c, reached), colour);
-	fprintf(c->file, "<text x='%.1f' y='%.1f' fill='%s'>%s: %.0f FLOP/byte, %.0f TFLOP/s"
-		"</text>\n", at_x(c, intensity) + 8, at_y(c, reached) + 18, colour, name,
-		intensity, reached * 1e-12);
+	fprintf(c->file, "<text x='%d' y='%d' fill='%s' text-anchor='end'>%s: %.0f FLOP/byte, "
+		"%.0f TFLOP/s, turning at %.0f</text>\n", WIDTH - RIGHT - 10,
+		HEIGHT - BOTTOM - 32 + 18 * line, colour, name, intensity, reached * 1e-12,
+		turning);
 }
 
 static void draw(const struct canvas *c, const struct planner_args *args,
@@ -78,9 +79,9 @@ static void draw(const struct canvas *c, const struct planner_args *args,
 		"<rect width='%d' height='%d' fill='white'/>\n", WIDTH, HEIGHT, WIDTH, HEIGHT);
 	draw_axes(c);
 	/* A side that the other holds up reaches less than its own roof. */
-	draw_side(c, "attention", "#1f77b4", r->intensity_a, r->turning_a, own,
+	draw_side(c, "attention", "#1f77b4", 0, r->intensity_a, r->turning_a, own,
 		own * r->compute_a / fmax(r->t_a, r->t_f));
-	draw_side(c, "experts", "#d62728", r->intensity_f, r->turning_f, rate,
+	draw_side(c, "experts", "#d62728", 1, r->intensity_f, r->turning_f, rate,
 		rate * r->compute_f / fmax(r->t_a, r->t_f));
 	fprintf(c->file, "<text x='%d' y='24'>%s, %g tokens, %zu:%zu %s, %zu:%zu NICs: MFU %.1f %% "
 		"by the roofline, %.1f %% simulated</text>\n</svg>\n", LEFT, job->model.name,
@@ -94,7 +95,7 @@ int report_svg(const struct planner_args *args, const struct plan_point *point, 
 	double rate = args->job.flops * args->job.efficiency;
 	double least = fmin(fmin(r->intensity_a, r->intensity_f), fmin(r->turning_a, r->turning_f));
 	double most = fmax(fmax(r->intensity_a, r->intensity_f), fmax(r->turning_a, r->turning_f));
-	struct canvas canvas = {.x0 = floor(log10(least)), .x1 = ceil(log10(most * 2)),
+	struct canvas canvas = {.x0 = floor(log10(least / 4)), .x1 = ceil(log10(most * 2)),
 		.y1 = ceil(log10(rate * 1.2))};
 	int failed;
 
