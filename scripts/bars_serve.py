@@ -41,7 +41,8 @@ SIMULATED = [(EVEN, 16, m) for m in (1, 2, 3, 4)] + [
     ({'layers': 12, 'hidden': 384, 'heads': 6, 'intermediate': 64, 'experts': 8}, 24, 4),
 ]
 WIDE = {'layers': 4, 'hidden': 2048, 'heads': 8, 'kv-heads': 1, 'intermediate': 64, 'experts': 4}
-PAPER = {'Mixtral-8x22B': 'm 3 or 4', 'DBRX': 'm 3 or 4, n_a 8', 'Scaled-MoE': 'm 3 or 4'}
+PAPER = {'Mixtral-8x22B': 'm 3 or 4',
+         'DBRX': 'm 3 or 4 (n_a, to compare: 8)', 'Scaled-MoE': 'm 3 or 4'}
 
 
 class Bars:
