@@ -74,7 +74,7 @@ struct m2n__ucx_ep {
 	uint64_t signal_base;      /* direct: of the peer's table */
 	uint64_t peer_token;       /* messages */
 	uint32_t n_signals;
-	uint32_t n_in_flight;                  /* requests that are not complete here */
+	_Atomic uint32_t n_in_flight;          /* requests that are not complete here */
 	int is_flushing, is_closing;           /* such a request is under way */
 	uint64_t n_posted, n_flush, n_arrived; /* direct puts: all, asked for, known to be there */
 	struct m2n__ucx_note *notes;           /* [M2N__UCX_NOTES] */
