@@ -126,7 +126,7 @@ struct m2n__ep {
 	/*
 	 * Puts of up to so many bytes, from pieces without registration and without a signal, show
 	 * in the peer's memory by themselves, soon and in any order of their bytes; 0: they do not,
-	 * or it brings nothing. They wake nobody. Known when the peer is ready.
+	 * and the peer sends none either. They wake nobody. Known when the peer is ready.
 	 */
 	size_t max_sealed;
 };

@@ -12,6 +12,7 @@
 #include "util/error.h"
 
 #define MAX_DEPTH 64
+#define FEW_LINES 256 /* bytes */
 #define NAPS_TOLD 4 /* that are short, after the sender was told to wake us */
 #define OWN_BYTES 4096 /* of the next slot that are asked for ahead */
 
@@ -424,6 +425,7 @@ int m2n_exchange_get(
 	rx->held = 1;
 	*data = (const uint8_t *)head + sizeof(*head);
 	*bytes = head->bytes;
+	rx->head_first = head->bytes > FEW_LINES;
 	m2n__tally_add(&rx->tally.n_rounds, 1);
 	m2n__tally_add(&rx->tally.bytes, head->bytes);
 	return 0;

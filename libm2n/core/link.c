@@ -118,6 +118,7 @@ static int prepare_rx(struct m2n_exchange *x, struct m2n__rx *rx)
 	rx->slot = 0;
 	rx->held = 0;
 	rx->n_looks = 1;
+	rx->head_first = 0;
 	m2n__credit_forget(x, rx);
 	atomic_store_explicit(&rx->n_released, 0, memory_order_relaxed);
 	memset(rx->head_seen, 0, n * sizeof(*rx->head_seen));

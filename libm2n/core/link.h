@@ -113,6 +113,9 @@ struct m2n__rx {
 	_Atomic uint64_t n_released; /* in_order: of the peer's messages */
 	atomic_uint owed;            /* of those, not told yet */
 	atomic_uint is_unpaid;       /* of those, some were carried at most */
+	/* in_order: the last message was longer than a few lines. Then the writer is long at the
+	 * payload behind the head, and the signal's line is better left to it until the head came. */
+	int head_first;
 	unsigned n_looks; /* in_order: at a slot, between two steps of a wait */
 	struct m2n__tx *twin;        /* the same peer's, NULL: nothing is sent to it */
 	uint64_t seq;  /* public exchange: messages taken */
@@ -258,10 +261,14 @@ static inline int m2n__rx_ready(
 	/* A1: pairs with R1 in m2n__tx_signal(). */
 	if (rx->mapped)
 		return atomic_load_explicit(&head->signal, memory_order_acquire) == round + 1;
-	if (atomic_load_explicit(&head->signal, memory_order_acquire) != round + 1)
+	if (rx->head_first &&
+		atomic_load_explicit(&head->signal, memory_order_relaxed) != round + 1)
 		return 0;
-	return m2n__rx_counted(x, rx, slot) ||
-	       (x->spec.in_order && m2n__slot_is_sealed(head, round, x->spec.slot_bytes));
+	if (m2n__rx_counted(x, rx, slot))
+		return atomic_load_explicit(&head->signal, memory_order_relaxed) == round + 1;
+	return rx->n_looks > 1 &&
+	       atomic_load_explicit(&head->signal, memory_order_acquire) == round + 1 &&
+	       m2n__slot_is_sealed(head, round, x->spec.slot_bytes);
 }
 
 /*

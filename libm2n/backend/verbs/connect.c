@@ -252,7 +252,8 @@ int m2n__verbs_ready(struct m2n__ep *ep)
 		return rc;
 	if (atomic_load_explicit(&e->state, memory_order_acquire) != VERBS_READY)
 		return -EAGAIN;
-	ep->max_sealed = ep->iface->max_inline;
+	/* not 0: the peer may inline more than we do */
+	ep->max_sealed = ep->iface->max_inline ? ep->iface->max_inline : 1;
 	return 0;
 }
 
