@@ -113,8 +113,8 @@ struct m2n__rx {
 	_Atomic uint64_t n_released; /* in_order: of the peer's messages */
 	atomic_uint owed;            /* of those, not told yet */
 	atomic_uint is_unpaid;       /* of those, some were carried at most */
-	/* in_order: the last message was longer than a few lines. Then the writer is long at the
-	 * payload behind the head, and the signal's line is better left to it until the head came. */
+	/* in_order: the last message was longer than a few lines. While the writer is at a payload
+	 * that is, behind the head, the signal's line is better left to it. */
 	int head_first;
 	unsigned n_looks; /* in_order: at a slot, between two steps of a wait */
 	struct m2n__tx *twin;        /* the same peer's, NULL: nothing is sent to it */
