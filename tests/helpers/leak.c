@@ -121,14 +121,6 @@ static void name_fds(char *text, size_t bytes)
 		closedir(dir);
 }
 
-int leak_found(const struct leak_state *before)
-{
-	struct leak_state after;
-
-	leak_take(&after);
-	return after.n_fds > before->n_fds || after.n_shared_maps > before->n_shared_maps;
-}
-
 void leak_check(const struct leak_state *before)
 {
 	struct leak_state after;

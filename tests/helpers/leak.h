@@ -16,8 +16,6 @@ struct leak_state {
 };
 
 void leak_take(struct leak_state *state);
-/* Is more held than before? What peers must answer first may take their progress. */
-int leak_found(const struct leak_state *before);
 /* Fails the rank (or program) when more is held than before, and names one of them. */
 void leak_check(const struct leak_state *before);
 
