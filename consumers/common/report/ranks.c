@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The parent blocks its signals and takes them one at a time, so that a death, an interrupt and the
- * end of a grace period are seen in one place.
+ * end of a grace period are seen in one place. Ranks are forked before the store has a thread,
+ * whose locks a child would have for ever; they hear its address through a pipe.
  */
 #include "ranks.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -30,7 +32,10 @@ struct run {
 	int n_left;
 	int is_ending; /* 1: SIGTERM was sent, 2: SIGKILL */
 	int signal;    /* that the parent got */
-	char url[256], secret[33];
+	struct address {
+		char url[256], secret[33];
+	} address;
+	int door[2]; /* a pipe: an address for each rank that was started */
 	sigset_t signals, before;
 };
 
@@ -98,10 +103,14 @@ static void be_child(struct run *run, int rank, int incarnation)
 	sigprocmask(SIG_SETMASK, &run->before, NULL);
 	if (run->params->pin && usable_cores() >= run->params->n_ranks)
 		pin(rank);
+	close(run->door[1]); /* with the parent's gone, too, the read ends */
+	if (read(run->door[0], &run->address, sizeof(run->address)) != sizeof(run->address))
+		_exit(1);
+	close(run->door[0]);
 	join.rank = rank;
 	join.n_ranks = run->params->n_ranks;
-	join.store = run->url;
-	join.secret = run->secret;
+	join.store = run->address.url;
+	join.secret = run->address.secret;
 	rc = be_rank(run->params, &join, incarnation, run->main, run->arg, &rank);
 	if (rc < 0)
 		fprintf(stderr, "%s: rank %d: %s\n", program_invocation_short_name, rank,
@@ -127,6 +136,14 @@ static int start(struct run *run, int rank)
 	return 0;
 }
 
+/* To one of those that read: all get the same, in one piece (it is less than PIPE_BUF). */
+static int tell_address(const struct run *run)
+{
+	if (write(run->door[1], &run->address, sizeof(run->address)) == sizeof(run->address))
+		return 0;
+	return model_fail(-errno, "telling a rank where the store is: %s", strerror(errno));
+}
+
 static void end_all(struct run *run, int signal)
 {
 	run->is_ending = signal == SIGKILL ? 2 : 1;
@@ -144,8 +161,11 @@ static int note_end(struct run *run, int rank, int status)
 	result->status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 	result->signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
 	if (result->signal && !run->is_ending && result->n_restarts < run->params->max_restart) {
+		int rc;
+
 		result->n_restarts++;
-		return start(run, rank);
+		rc = start(run, rank);
+		return rc ? rc : tell_address(run);
 	}
 	if (result->status != 0 && !run->params->go_on && !run->is_ending)
 		end_all(run, SIGTERM);
@@ -200,30 +220,46 @@ static int make_secret(char *text)
 	return 0;
 }
 
+static int fork_all(struct run *run, struct m2n_store_server **server)
+{
+	int n = run->params->n_ranks, rc = 0;
+
+	for (int i = 0; !rc && i < n; i++)
+		rc = start(run, i);
+	if (rc)
+		return rc;
+	rc = m2n_store_server_start("127.0.0.1:0", run->address.secret, run->address.url,
+		sizeof(run->address.url), server);
+	if (rc < 0)
+		return model_fail(rc, "%s", m2n_error_text());
+	for (int i = 0; !rc && i < n; i++)
+		rc = tell_address(run);
+	return rc;
+}
+
 static int fork_ranks(struct run *run)
 {
-	struct m2n_store_server *server;
-	int rc = make_secret(run->secret), ended;
+	struct m2n_store_server *server = NULL;
+	int rc = make_secret(run->address.secret), ended;
 
 	if (rc)
 		return rc;
-	rc = m2n_store_server_start(
-		"127.0.0.1:0", run->secret, run->url, sizeof(run->url), &server);
-	if (rc < 0)
-		return model_fail(rc, "%s", m2n_error_text());
+	if (pipe2(run->door, O_CLOEXEC))
+		return model_fail(-errno, "a pipe to the ranks: %s", strerror(errno));
 	sigemptyset(&run->signals);
 	sigaddset(&run->signals, SIGCHLD);
 	sigaddset(&run->signals, SIGINT);
 	sigaddset(&run->signals, SIGTERM);
 	sigprocmask(SIG_BLOCK, &run->signals, &run->before);
 	run->parent = getpid();
-	for (int i = 0; !rc && i < run->params->n_ranks; i++)
-		rc = start(run, i);
+	rc = fork_all(run, &server);
 	if (rc)
 		end_all(run, SIGTERM);
 	ended = wait_all(run);
 	sigprocmask(SIG_SETMASK, &run->before, NULL);
 	m2n_store_server_stop(server);
+	close(run->door[0]);
+	close(run->door[1]);
 	return rc ? rc : ended;
 }
 
