@@ -232,7 +232,7 @@ static int check(struct m2n_channel *ch, const struct m2n_combine_recv_params *p
 	if (!p->plan || (!p->out && !p->replies && p->plan->n_tokens))
 		return m2n__error(-EINVAL, "%s: combine_recv: %s is NULL", ch->title,
 			p->plan ? "out" : "plan");
-	if (p->out_stride || p->residual_stride || p->stream || p->source >= 0 ||
+	if ((p->out_stride | p->residual_stride) || p->stream || p->source >= 0 ||
 		ch->p.reduce_at_expert || !ch->own_sinks)
 		return check_options(ch, p);
 	return 0;

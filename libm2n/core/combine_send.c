@@ -351,39 +351,40 @@ static void end_places(struct m2n_channel *ch, struct m2n__batch *b)
 		m2n__exchange_exit(ch->reply, M2N__WRITER_PLACE);
 }
 
-/* *needed: some rows have to be given all the same. */
+/* Some replies lie in their places; those of other sources have to be given. */
 static int check_places(const struct m2n_channel *ch, const struct m2n__batch *b,
-	const uint64_t *in_place, int *needed)
+	const struct m2n_combine_send_params *p)
 {
-	*needed = 0;
 	for (uint32_t i = 0; i < ch->p.n_sources; i++) {
 		const struct m2n__share *share = &b->shares[i];
-		int has_rows = share->state == SHARE_PRESENT && share->n_rows;
 
-		if (has_rows && m2n__bit(in_place, i) && !share->reply_place)
+		if (share->state != SHARE_PRESENT || !share->n_rows)
+			continue;
+		if (m2n__bit(p->in_place, i) && !share->reply_place)
 			return m2n__error(-EINVAL,
 				"%s: combine_send: in_place: source %u has no m2n_reply_place()",
 				ch->title, i);
-		*needed |= has_rows && !m2n__bit(in_place, i);
+		if (!m2n__bit(p->in_place, i) && !p->rows)
+			return m2n__error(-EINVAL, "%s: combine_send: rows is NULL", ch->title);
 	}
 	return 0;
 }
 
-static int check_rows(
-	struct m2n_channel *ch, const struct m2n__batch *b, const struct m2n_combine_send_params *p)
+static int check_rows(const struct m2n_channel *ch, const struct m2n__batch *b,
+	const struct m2n_combine_send_params *p)
 {
-	int needed = b->pub.n_rows > 0, rc;
+	int rc;
 
-	if (p->in_place && (rc = check_places(ch, b, p->in_place, &needed)))
-		return rc;
-	if (needed && !p->rows)
+	if (b->pub.n_rows && !p->rows && !p->in_place)
 		return m2n__error(-EINVAL, "%s: combine_send: rows is NULL", ch->title);
+	if (p->in_place && (rc = check_places(ch, b, p)))
+		return rc;
 	if (p->row_stride && p->row_stride < ch->p.out_row_bytes)
 		return m2n__error(-EINVAL, "%s: combine_send: row_stride %zu, at least %zu",
 			ch->title, p->row_stride, ch->p.out_row_bytes);
 	if (p->stream && !ch->gpu)
 		return m2n__error(-EINVAL, "%s: stream: the channel's memory is HOST", ch->title);
-	return ch->gpu || !p->rows ? 0 : m2n__check_host(ch, "rows", p->rows);
+	return 0;
 }
 
 int m2n_combine_send(struct m2n_channel *ch, const struct m2n_combine_send_params *params)
@@ -411,6 +412,9 @@ int m2n_combine_send(struct m2n_channel *ch, const struct m2n_combine_send_param
 		return rc;
 	if (ch->gpu)
 		return m2n__gpu_combine_send(ch->gpu, p, b, slot);
+	rc = m2n__check_host(ch, "rows", p->rows);
+	if (rc)
+		return rc;
 	rc = ch->own_sinks ? 0 : wait_credits(ch, b, slot, p->timeout_ns);
 	if (rc)
 		return rc;

@@ -59,8 +59,8 @@ static int check(struct m2n_channel *ch, const struct m2n_dispatch_send_params *
 	if (plan->limits.n_ranks != ch->p.n_expert_ranks || plan->limits.top_k != ch->p.top_k ||
 		plan->limits.dedup != !!ch->p.dedup)
 		return m2n__error(-EINVAL, "%s: the plan was made for another channel", ch->title);
-	if (p->row_weights || p->row_stride || p->scale_stride || p->stream || p->sink >= 0 ||
-		ch->p.scale_bytes || !ch->own_sinks)
+	if (p->row_weights || (p->row_stride | p->scale_stride | ch->p.scale_bytes) || p->stream ||
+		p->sink >= 0 || !ch->own_sinks)
 		return check_options(ch, p);
 	return 0;
 }

@@ -252,6 +252,10 @@ static inline int m2n__rx_counted(
 		       memory_order_acquire) != rx->head_seen[slot];
 }
 
+/* Messaging: has the head of `round` arrived, by its count or by its seal? */
+int m2n__rx_told(
+	const struct m2n_exchange *x, const struct m2n__rx *rx, uint32_t slot, uint64_t round);
+
 /* Has the head of `round` arrived in `slot`? */
 static inline int m2n__rx_ready(
 	const struct m2n_exchange *x, const struct m2n__rx *rx, uint32_t slot, uint64_t round)
@@ -261,14 +265,7 @@ static inline int m2n__rx_ready(
 	/* A1: pairs with R1 in m2n__tx_signal(). */
 	if (rx->mapped)
 		return atomic_load_explicit(&head->signal, memory_order_acquire) == round + 1;
-	if (rx->head_first &&
-		atomic_load_explicit(&head->signal, memory_order_relaxed) != round + 1)
-		return 0;
-	if (m2n__rx_counted(x, rx, slot))
-		return atomic_load_explicit(&head->signal, memory_order_relaxed) == round + 1;
-	return rx->n_looks > 1 &&
-	       atomic_load_explicit(&head->signal, memory_order_acquire) == round + 1 &&
-	       m2n__slot_is_sealed(head, round, x->spec.slot_bytes);
+	return m2n__rx_told(x, rx, slot, round);
 }
 
 /*

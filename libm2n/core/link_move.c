@@ -9,6 +9,22 @@
 #include "core/link.h"
 #include "util/error.h"
 
+/* Apart from m2n__rx_ready(), so that looks at mapped peers stay short. */
+int m2n__rx_told(
+	const struct m2n_exchange *x, const struct m2n__rx *rx, uint32_t slot, uint64_t round)
+{
+	const struct m2n__slot_head *head = m2n__rx_head(x, rx, slot);
+
+	if (rx->head_first &&
+		atomic_load_explicit(&head->signal, memory_order_relaxed) != round + 1)
+		return 0;
+	if (m2n__rx_counted(x, rx, slot))
+		return atomic_load_explicit(&head->signal, memory_order_relaxed) == round + 1;
+	return rx->n_looks > 1 &&
+	       atomic_load_explicit(&head->signal, memory_order_acquire) == round + 1 &&
+	       m2n__slot_is_sealed(head, round, x->spec.slot_bytes);
+}
+
 #define PUT_PATIENCE_NS INT64_C(10000000000)
 #define HEAD_PIECES 32 /* of one transfer, at most, that a head goes with */
 

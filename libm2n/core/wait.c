@@ -92,6 +92,7 @@ static void start(struct m2n__wait *w)
 	if (w->timeout_ns < 0)
 		w->timeout_ns = w->ctx->options.timeout_ns;
 	w->armed = 0;
+	w->n_short_naps = 0;
 	w->spinning = spin_ns(w->ctx) > 0;
 }
 

@@ -35,7 +35,6 @@ static inline void m2n__wait_begin(struct m2n__wait *w, struct m2n_ctx *ctx, int
 	w->timeout_ns = timeout_ns;
 	w->start_ns = 0;
 	w->n_steps = 0;
-	w->n_short_naps = 0;
 	w->dozing = NULL;
 }
 
