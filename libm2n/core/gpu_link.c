@@ -193,11 +193,11 @@ static int side_is_busy(const struct m2n__gpu *gpu, const struct m2n__gpu_side *
 
 int m2n__gpu_is_busy(const struct m2n__gpu *gpu)
 {
-	int busy;
+	int busy, mode;
 
-	if (m2n__cuda_enter(gpu->cuda))
+	if (m2n__cuda_enter_relaxed(gpu->cuda, &mode))
 		return 0;
 	busy = side_is_busy(gpu, &gpu->source) || side_is_busy(gpu, &gpu->expert);
-	m2n__cuda_leave(gpu->cuda);
+	m2n__cuda_leave_relaxed(gpu->cuda, &mode);
 	return busy;
 }

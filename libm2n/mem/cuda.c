@@ -82,6 +82,22 @@ void m2n__cuda_leave(const struct m2n__cuda *cuda)
 	cuda->driver->ctx_pop(&context);
 }
 
+int m2n__cuda_enter_relaxed(const struct m2n__cuda *cuda, int *mode)
+{
+	int rc = m2n__cuda_enter(cuda);
+
+	*mode = M2N__CU_CAPTURE_MODE_RELAXED;
+	if (!rc)
+		cuda->driver->capture_mode(mode);
+	return rc;
+}
+
+void m2n__cuda_leave_relaxed(const struct m2n__cuda *cuda, int *mode)
+{
+	cuda->driver->capture_mode(mode);
+	m2n__cuda_leave(cuda);
+}
+
 /* 0 also for what an older driver does not know. */
 static int attribute(const struct m2n__cuda *cuda, int number)
 {

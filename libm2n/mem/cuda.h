@@ -74,6 +74,13 @@ int m2n__cuda_error(const struct m2n__cuda *cuda, m2n__cu_result result, const c
 /* Makes the device's context current; leave() restores. 0 or an error with text. */
 int m2n__cuda_enter(const struct m2n__cuda *cuda);
 void m2n__cuda_leave(const struct m2n__cuda *cuda);
+/*
+ * The same for what must not disturb a stream capture, of this thread or another: what the driver
+ * calls potentially unsafe (queries of events, allocations) would invalidate it. `mode` is kept
+ * for leave.
+ */
+int m2n__cuda_enter_relaxed(const struct m2n__cuda *cuda, int *mode);
+void m2n__cuda_leave_relaxed(const struct m2n__cuda *cuda, int *mode);
 
 /*
  * Queues kernel number `kernel` of m2n__cuda_load() with one struct as its parameter. Inside

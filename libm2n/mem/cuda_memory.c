@@ -23,23 +23,6 @@
 #define PINNED_BYTES ((size_t)4096)
 #define WRAPPED_PAGE_BYTES 4096
 
-/* Enters, in the relaxed mode; end() goes back. */
-static int begin(const struct m2n__cuda *cuda, int *mode)
-{
-	int ret = m2n__cuda_enter(cuda);
-
-	*mode = M2N__CU_CAPTURE_MODE_RELAXED;
-	if (!ret)
-		cuda->driver->capture_mode(mode);
-	return ret;
-}
-
-static void end(const struct m2n__cuda *cuda, int *mode)
-{
-	cuda->driver->capture_mode(mode);
-	m2n__cuda_leave(cuda);
-}
-
 static m2n__cu_ptr ptr(const void *at)
 {
 	return (uintptr_t)at;
@@ -96,10 +79,10 @@ int m2n__mem_alloc_cuda(struct m2n__cuda *cuda, size_t bytes, struct m2n__mem **
 	mem = malloc(sizeof(*mem));
 	if (!mem)
 		return m2n__error(-ENOMEM, "no memory for %zu bytes", sizeof(*mem));
-	ret = begin(cuda, &mode);
+	ret = m2n__cuda_enter_relaxed(cuda, &mode);
 	if (!ret) {
 		ret = alloc_zeroed(cuda, all, &at);
-		end(cuda, &mode);
+		m2n__cuda_leave_relaxed(cuda, &mode);
 	}
 	if (ret) {
 		free(mem);
@@ -123,20 +106,20 @@ void m2n__mem_release_cuda(struct m2n__mem *mem)
 {
 	int mode;
 
-	if (!mem->is_ours || begin(mem->cuda, &mode))
+	if (!mem->is_ours || m2n__cuda_enter_relaxed(mem->cuda, &mode))
 		return;
 	m2n__cuda_block_put(mem->cuda, M2N__BLOCK_DEVICE, mem->base);
-	end(mem->cuda, &mode);
+	m2n__cuda_leave_relaxed(mem->cuda, &mode);
 }
 
 void m2n__cuda_trim(struct m2n__cuda *cuda)
 {
 	int mode;
 
-	if (begin(cuda, &mode))
+	if (m2n__cuda_enter_relaxed(cuda, &mode))
 		return;
 	m2n__cuda_blocks_free(cuda);
-	end(cuda, &mode);
+	m2n__cuda_leave_relaxed(cuda, &mode);
 }
 
 int m2n__cuda_pinned_alloc(struct m2n__cuda *cuda, size_t bytes, void **out)
@@ -149,7 +132,7 @@ int m2n__cuda_pinned_alloc(struct m2n__cuda *cuda, size_t bytes, void **out)
 
 	if (!bytes)
 		return m2n__error(-EINVAL, "pinned memory of 0 bytes");
-	ret = begin(cuda, &mode);
+	ret = m2n__cuda_enter_relaxed(cuda, &mode);
 	if (ret)
 		return ret;
 	all = (bytes + PINNED_BYTES - 1) / PINNED_BYTES * PINNED_BYTES;
@@ -165,7 +148,7 @@ int m2n__cuda_pinned_alloc(struct m2n__cuda *cuda, size_t bytes, void **out)
 			"the device", cuda->ordinal);
 		m2n__cuda_block_put(cuda, M2N__BLOCK_PINNED, at);
 	}
-	end(cuda, &mode);
+	m2n__cuda_leave_relaxed(cuda, &mode);
 	if (ret)
 		return ret;
 	memset(at, 0, bytes);
@@ -177,10 +160,10 @@ void m2n__cuda_pinned_free(struct m2n__cuda *cuda, void *at)
 {
 	int mode;
 
-	if (!at || begin(cuda, &mode))
+	if (!at || m2n__cuda_enter_relaxed(cuda, &mode))
 		return;
 	m2n__cuda_block_put(cuda, M2N__BLOCK_PINNED, at);
-	end(cuda, &mode);
+	m2n__cuda_leave_relaxed(cuda, &mode);
 }
 
 /* ---- the user's ---- */
@@ -307,27 +290,27 @@ int m2n__mem_wrap_cuda(struct m2n__cuda *cuda, void *base, size_t bytes, struct 
 int m2n__cuda_write(struct m2n__cuda *cuda, void *to, const void *from, size_t bytes)
 {
 	m2n__cu_result result;
-	int mode, ret = begin(cuda, &mode);
+	int mode, ret = m2n__cuda_enter_relaxed(cuda, &mode);
 
 	if (ret)
 		return ret;
 	result = cuda->driver->copy_to_device(ptr(to), from, bytes, cuda->stream);
 	if (!result)
 		result = cuda->driver->stream_synchronize(cuda->stream);
-	end(cuda, &mode);
+	m2n__cuda_leave_relaxed(cuda, &mode);
 	return result ? m2n__cuda_error(cuda, result, "writing %zu bytes to %p", bytes, to) : 0;
 }
 
 int m2n__cuda_read(struct m2n__cuda *cuda, void *to, const void *from, size_t bytes)
 {
 	m2n__cu_result result;
-	int mode, ret = begin(cuda, &mode);
+	int mode, ret = m2n__cuda_enter_relaxed(cuda, &mode);
 
 	if (ret)
 		return ret;
 	result = cuda->driver->copy_to_host(to, ptr(from), bytes, cuda->stream);
 	if (!result)
 		result = cuda->driver->stream_synchronize(cuda->stream);
-	end(cuda, &mode);
+	m2n__cuda_leave_relaxed(cuda, &mode);
 	return result ? m2n__cuda_error(cuda, result, "reading %zu bytes from %p", bytes, from) : 0;
 }

@@ -109,17 +109,12 @@ struct ipc_rmem {
 /* The backend that host memory is left to. */
 extern const struct m2n__backend_ops *const m2n__ipc_host;
 
-/*
- * device.c. As m2n__cuda_enter(), and calls that a capture of a stream forbids are allowed: what is
- * mapped here has nothing to do with a capture under way.
- */
-int m2n__ipc_enter(const struct m2n__cuda *cuda, int *mode);
-void m2n__ipc_leave(const struct m2n__cuda *cuda, int *mode);
+/* device.c */
 void m2n__ipc_devices_find(const struct m2n__cuda *cuda, struct ipc_devices *devices);
 /* The ordinal of a device in the list, -1: it is not there. */
 int m2n__ipc_devices_ordinal(const struct ipc_devices *devices, const struct m2n__cu_uuid *uuid);
 /*
- * The allocation that a device address lies in. Inside m2n__ipc_enter(). `is_legacy`: an IPC
+ * The allocation that a device address lies in. Inside m2n__cuda_enter_relaxed(). `is_legacy`: an IPC
  * handle names it. -EINVAL: the driver knows of none there.
  */
 int m2n__ipc_allocation(
@@ -132,7 +127,7 @@ int m2n__ipc_reach(const struct m2n__cuda *cuda, int ordinal, uint64_t at, uint6
 /* source.c: the exporter's side. */
 uint32_t m2n__ipc_pid(void);
 uint64_t m2n__ipc_nonce(void); /* of this process */
-/* Inside m2n__ipc_enter(). `base`: the address that offset 0 of the source is at. */
+/* Inside m2n__cuda_enter_relaxed(). `base`: the address that offset 0 of the source is at. */
 int m2n__ipc_source_make(const struct m2n__cuda *cuda, uint64_t at, uint64_t bytes, uint64_t *base,
 	struct ipc_source *source);
 void m2n__ipc_source_clear(struct ipc_source *source);
@@ -140,7 +135,7 @@ void m2n__ipc_source_clear(struct ipc_source *source);
 /* mapping.c: the importer's side. An iface is open as long as it may have mappings. */
 int m2n__ipc_importer_open(const struct m2n__cuda *cuda);
 void m2n__ipc_importer_close(const struct m2n__cuda *cuda);
-/* Inside m2n__ipc_enter(). */
+/* Inside m2n__cuda_enter_relaxed(). */
 int m2n__ipc_mapping_get(
 	struct m2n__cuda *cuda, const struct ipc_source *source, struct ipc_mapping **mapping);
 void m2n__ipc_mapping_put(struct m2n__cuda *cuda, struct ipc_mapping *mapping);

@@ -10,22 +10,6 @@
 #include "backend/cuda_ipc/cuda_ipc.h"
 #include "util/error.h"
 
-int m2n__ipc_enter(const struct m2n__cuda *cuda, int *mode)
-{
-	int rc = m2n__cuda_enter(cuda);
-
-	*mode = M2N__CU_CAPTURE_MODE_RELAXED;
-	if (!rc)
-		(void)cuda->driver->capture_mode(mode);
-	return rc;
-}
-
-void m2n__ipc_leave(const struct m2n__cuda *cuda, int *mode)
-{
-	(void)cuda->driver->capture_mode(mode);
-	m2n__cuda_leave(cuda);
-}
-
 static int reach_each_other(
 	const struct m2n__cuda_driver *driver, m2n__cu_device one, m2n__cu_device other)
 {

@@ -333,10 +333,10 @@ void m2n__ipc_importer_close(const struct m2n__cuda *cuda)
 	if (!--i->n_ifaces) {
 		*at = i->next;
 		free(i);
-		rc = m2n__ipc_enter(cuda, &mode);
+		rc = m2n__cuda_enter_relaxed(cuda, &mode);
 		prune(cuda, 0);
 		if (!rc)
-			m2n__ipc_leave(cuda, &mode);
+			m2n__cuda_leave_relaxed(cuda, &mode);
 	}
 	pthread_mutex_unlock(&lock);
 }

@@ -61,11 +61,11 @@ static int reg_device(const struct m2n__cuda *cuda, const struct m2n__mem *mem)
 	int rc = check_device(cuda, mem), mode;
 
 	if (!rc)
-		rc = m2n__ipc_enter(cuda, &mode);
+		rc = m2n__cuda_enter_relaxed(cuda, &mode);
 	if (rc)
 		return rc;
 	rc = m2n__ipc_check_range(cuda, (uintptr_t)mem->base, mem->bytes);
-	m2n__ipc_leave(cuda, &mode);
+	m2n__cuda_leave_relaxed(cuda, &mode);
 	return rc;
 }
 
@@ -128,12 +128,12 @@ static int make_source(const struct m2n__cuda *cuda, struct ipc_mr *m)
 
 	if (m->is_exported)
 		return 0;
-	rc = m2n__ipc_enter(cuda, &mode);
+	rc = m2n__cuda_enter_relaxed(cuda, &mode);
 	if (rc)
 		return rc;
 	rc = m2n__ipc_source_make(
 		cuda, (uintptr_t)m->mr.mem->base, m->mr.mem->bytes, &m->base, &m->source);
-	m2n__ipc_leave(cuda, &mode);
+	m2n__cuda_leave_relaxed(cuda, &mode);
 	m->is_exported = !rc;
 	return rc;
 }
@@ -181,7 +181,7 @@ static int import_host(struct m2n__ep *ep, const uint8_t *key, size_t key_bytes,
 	return 0;
 }
 
-/* Memory of this process, of another context or our own. Inside m2n__ipc_enter(). */
+/* Memory of this process, of another context or our own. Inside m2n__cuda_enter_relaxed(). */
 static int import_own(const struct m2n__cuda *cuda, const struct ipc_key *k, struct ipc_rmem *r)
 {
 	void *at = (void *)(uintptr_t)k->address;
@@ -235,14 +235,14 @@ static int import_device(struct ipc_iface *ipc, const struct ipc_key *k, struct 
 			"every rank of a host all its devices (CUDA_VISIBLE_DEVICES), and devices "
 			"that reach each other (nvidia-smi topo -p2p r)",
 			cuda->ordinal, k->source.pid);
-	rc = m2n__ipc_enter(cuda, &mode);
+	rc = m2n__cuda_enter_relaxed(cuda, &mode);
 	if (rc)
 		return rc;
 	if (k->source.pid == m2n__ipc_pid() && k->source.nonce == m2n__ipc_nonce())
 		rc = import_own(cuda, k, r);
 	else
 		rc = import_other(cuda, k, r);
-	m2n__ipc_leave(cuda, &mode);
+	m2n__cuda_leave_relaxed(cuda, &mode);
 	return rc;
 }
 
@@ -284,11 +284,11 @@ void m2n__ipc_release(struct m2n__rmem *rmem)
 		m2n__ipc_host->release_key(r->host);
 	if (r->mapping) {
 		/* Of a device that broke for good the driver forgets everything by itself. */
-		int mode, rc = m2n__ipc_enter(r->cuda, &mode);
+		int mode, rc = m2n__cuda_enter_relaxed(r->cuda, &mode);
 
 		m2n__ipc_mapping_put(r->cuda, r->mapping);
 		if (!rc)
-			m2n__ipc_leave(r->cuda, &mode);
+			m2n__cuda_leave_relaxed(r->cuda, &mode);
 	}
 	free(r);
 }

@@ -20,11 +20,11 @@ struct m2n__nccl_ender {
 static void *run(void *arg)
 {
 	struct m2n__nccl_ender *ender = arg;
-	int is_inside = m2n__cuda_enter(ender->cuda) == 0;
+	int mode, is_inside = m2n__cuda_enter_relaxed(ender->cuda, &mode) == 0;
 
 	m2n__nccl.ncclCommAbort(ender->comm);
 	if (is_inside)
-		m2n__cuda_leave(ender->cuda);
+		m2n__cuda_leave_relaxed(ender->cuda, &mode);
 	atomic_store(&ender->is_over, 1);
 	return NULL;
 }

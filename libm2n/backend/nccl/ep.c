@@ -82,15 +82,15 @@ int m2n__nccl_check(struct m2n__ep *ep)
 static int start(struct m2n__nccl_iface *u)
 {
 	m2n__cu_result result;
-	int rc;
+	int rc, mode;
 
 	if (u->warm)
 		return 0;
-	rc = m2n__cuda_enter(u->cuda);
+	rc = m2n__cuda_enter_relaxed(u->cuda, &mode);
 	if (rc)
 		return rc;
 	result = u->cuda->driver->mem_alloc(&u->warm, 2 * M2N__NCCL_WARM_BYTES);
-	m2n__cuda_leave(u->cuda);
+	m2n__cuda_leave_relaxed(u->cuda, &mode);
 	if (result)
 		u->warm = 0;
 	return result ? m2n__cuda_error(u->cuda, result, "nccl: device memory") : 0;
@@ -164,14 +164,14 @@ int m2n__nccl_meet(struct m2n__ep *ep, const void *greeting, size_t bytes)
 	struct m2n__nccl_iface *u = m2n__nccl_iface(ep->iface);
 	struct m2n__nccl_ep *e = m2n__nccl_ep(ep);
 	struct greeting g;
-	int rc = m2n__nccl_verify(greeting, bytes, sizeof(g), "greeting");
+	int rc = m2n__nccl_verify(greeting, bytes, sizeof(g), "greeting"), mode;
 
 	if (rc)
 		return rc;
 	memcpy(&g, greeting, sizeof(g));
 	rc = check_greeting(e, &g);
 	if (!rc)
-		rc = m2n__cuda_enter(u->cuda);
+		rc = m2n__cuda_enter_relaxed(u->cuda, &mode);
 	if (rc)
 		return rc;
 	e->is_self = g.iface == u->id;
@@ -180,7 +180,7 @@ int m2n__nccl_meet(struct m2n__ep *ep, const void *greeting, size_t bytes)
 	rc = m2n__nccl_lane_open(&e->out, e->is_self ? NULL : &e->id);
 	if (!rc && !e->is_self)
 		rc = m2n__nccl_lane_open(&e->in, &g.id);
-	m2n__cuda_leave(u->cuda);
+	m2n__cuda_leave_relaxed(u->cuda, &mode);
 	pthread_mutex_lock(&u->lock);
 	e->has_met = !rc;
 	m2n__nccl_look(e);
@@ -235,6 +235,7 @@ void m2n__nccl_disconnect(struct m2n__ep *ep)
 {
 	struct m2n__nccl_iface *u = m2n__nccl_iface(ep->iface);
 	struct m2n__nccl_ep *e = m2n__nccl_ep(ep);
+	int mode;
 
 	pthread_mutex_lock(&u->lock);
 	for (struct m2n__nccl_ep **at = &u->eps; *at; at = &(*at)->next) {
@@ -247,13 +248,13 @@ void m2n__nccl_disconnect(struct m2n__ep *ep)
 	m2n__nccl_look(e);
 	pthread_mutex_unlock(&u->lock);
 	/* This takes a while; nobody else sees the connection any more. */
-	if (m2n__cuda_enter(u->cuda))
+	if (m2n__cuda_enter_relaxed(u->cuda, &mode))
 		return;
 	m2n__nccl_lane_abort(&e->out);
 	m2n__nccl_lane_abort(&e->in);
 	m2n__nccl_lane_close(&e->out);
 	m2n__nccl_lane_close(&e->in);
-	m2n__cuda_leave(u->cuda);
+	m2n__cuda_leave_relaxed(u->cuda, &mode);
 	m2n__nccl_reap(u, 0);
 	free(e);
 }

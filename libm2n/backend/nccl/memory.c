@@ -77,7 +77,7 @@ static void leave(struct m2n__nccl_ep *e, const struct m2n__mem *mem)
 {
 	const struct m2n__nccl_iface *u = m2n__nccl_iface(e->ep.iface);
 	uintptr_t base = (uintptr_t)mem->base;
-	int is_used = 0;
+	int is_used = 0, mode;
 
 	for (uint64_t i = e->in.n_done; i < e->in.n_queued; i++) {
 		const struct m2n__nccl_batch *batch = m2n__nccl_batch(&e->in, i);
@@ -85,13 +85,13 @@ static void leave(struct m2n__nccl_ep *e, const struct m2n__mem *mem)
 		for (unsigned k = 0; k < batch->n_pieces; k++)
 			is_used |= (uintptr_t)batch->pieces[k].at - base < mem->bytes;
 	}
-	if (!is_used || m2n__cuda_enter(u->cuda))
+	if (!is_used || m2n__cuda_enter_relaxed(u->cuda, &mode))
 		return;
 	m2n__nccl_break(e, m2n__error(M2N_ERR_PROTOCOL,
 				   "nccl: the peer writes to memory that it needs no more"));
 	m2n__nccl_lane_abort(&e->in);
 	m2n__nccl_lane_close(&e->in);
-	m2n__cuda_leave(u->cuda);
+	m2n__cuda_leave_relaxed(u->cuda, &mode);
 }
 
 void m2n__nccl_dereg(struct m2n__mr *mr)

@@ -60,11 +60,12 @@ static int nccl_open(const struct m2n__iface_params *params, struct m2n__iface *
 static void nccl_close(struct m2n__iface *iface)
 {
 	struct m2n__nccl_iface *u = m2n__nccl_iface(iface);
+	int mode;
 
 	m2n__nccl_reap(u, 1);
-	if (u->warm && m2n__cuda_enter(u->cuda) == 0) {
+	if (u->warm && m2n__cuda_enter_relaxed(u->cuda, &mode) == 0) {
 		u->cuda->driver->mem_free(u->warm);
-		m2n__cuda_leave(u->cuda);
+		m2n__cuda_leave_relaxed(u->cuda, &mode);
 	}
 	pthread_mutex_destroy(&u->enders_lock);
 	pthread_mutex_destroy(&u->lock);
@@ -94,17 +95,17 @@ static int nccl_reaches(struct m2n__iface *iface, const void *blob, size_t bytes
 static int nccl_progress(struct m2n__iface *iface)
 {
 	struct m2n__nccl_iface *u = m2n__nccl_iface(iface);
-	int n = 0;
+	int n = 0, mode;
 
 	if (!atomic_load_explicit(&u->n_active, memory_order_relaxed))
 		return 0;
 	if (pthread_mutex_trylock(&u->lock))
 		return 0; /* another thread is at it */
-	if (m2n__cuda_enter(u->cuda) == 0) {
+	if (m2n__cuda_enter_relaxed(u->cuda, &mode) == 0) {
 		for (struct m2n__nccl_ep *e = u->eps; e; e = e->next)
 			if (e->is_active)
 				n += m2n__nccl_ep_progress(e);
-		m2n__cuda_leave(u->cuda);
+		m2n__cuda_leave_relaxed(u->cuda, &mode);
 	}
 	pthread_mutex_unlock(&u->lock);
 	return n;
