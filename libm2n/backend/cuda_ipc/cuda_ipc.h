@@ -114,8 +114,8 @@ void m2n__ipc_devices_find(const struct m2n__cuda *cuda, struct ipc_devices *dev
 /* The ordinal of a device in the list, -1: it is not there. */
 int m2n__ipc_devices_ordinal(const struct ipc_devices *devices, const struct m2n__cu_uuid *uuid);
 /*
- * The allocation that a device address lies in. Inside m2n__cuda_enter_relaxed(). `is_legacy`: an IPC
- * handle names it. -EINVAL: the driver knows of none there.
+ * The allocation that a device address lies in. Inside m2n__cuda_enter_relaxed(). `is_legacy`: an
+ * IPC handle names it. -EINVAL: the driver knows of none there.
  */
 int m2n__ipc_allocation(
 	const struct m2n__cuda *cuda, uint64_t at, uint64_t *base, uint64_t *bytes, int *is_legacy);
