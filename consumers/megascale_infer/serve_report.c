@@ -143,8 +143,10 @@ static int read_ranks(const struct serve *s, struct totals *t, FILE *tokens_file
 		if (json_array_append_new(t->ranks, report))
 			rc = model_fail(-ENOMEM, "no memory for the report");
 	}
-	qsort(t->first.ms, t->first.n, sizeof(double), by_value);
-	qsort(t->between.ms, t->between.n, sizeof(double), by_value);
+	if (t->first.n)
+		qsort(t->first.ms, t->first.n, sizeof(double), by_value);
+	if (t->between.n)
+		qsort(t->between.ms, t->between.n, sizeof(double), by_value);
 	return rc;
 }
 
