@@ -292,6 +292,24 @@ static void the_small_trace_routes(void **state)
 	trace_free(&trace);
 }
 
+static void the_learned_trace_routes(void **state)
+{
+	struct trace trace;
+	char error[512] = "";
+
+	(void)state;
+	if (trace_load(M2N_SOURCE_ROOT "/tests/data/routing_trained.csv", &trace, error,
+		    sizeof(error)))
+		fail_msg("%s", error);
+	assert_int_equal(trace.n_layers, 4);
+	for (size_t i = 0; i < trace.n_layers; i++)
+		assert_int_equal(trace.layers[i].n_tokens, 64);
+	assert_int_equal(trace.top_k, 2);
+	assert_int_equal(trace.n_experts, 8);
+	check_trace(&trace, 3);
+	trace_free(&trace);
+}
+
 static void real_traces_route_on_all_layers(void **state)
 {
 	static const struct {
@@ -338,6 +356,7 @@ int main(void)
 		cmocka_unit_test(a_cut_file_loses_lines_or_is_refused),
 		cmocka_unit_test(files_that_cannot_be_read_are_named),
 		cmocka_unit_test(the_small_trace_routes),
+		cmocka_unit_test(the_learned_trace_routes),
 		cmocka_unit_test(real_traces_route_on_all_layers),
 	};
 
