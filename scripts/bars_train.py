@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bars of disagmoe_train, each with the figure, the limit and the command.
 
-  bars_train.py BUILD OUT [--part simulate] [--part foretell] [--data DIR] [--rounds N]
+  bars_train.py BUILD OUT [--part simulate] [--part foretell] [--part run] [--data DIR] [--rounds N]
 
 Part simulate: splits and schedules of a cluster by the simulator, beside the figures of DisagMoE,
 and how they hang on the assumptions. It computes, so any machine will do.
 
 Part foretell: steps of runs on this machine, as `simulate --profile` has them and measured; wants
 a quiet machine. Each round measures the profile and all runs once; medians of the rounds count.
+
+Part run: what runs learn, serve and take; bars_run.py.
 
 A part writes OUT/PART.md and OUT/PART.json. Exits 0 whatever the figures are.
 """
@@ -20,6 +22,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+
+from bars_run import part_run
 
 MODELS = ('DeepSeek-MoE', 'GPT-OSS-120B', 'Qwen3-235B')
 SEQS = (4096, 8192, 16384, 32768)
@@ -266,7 +270,7 @@ def part_foretell(build, out, data, rounds):
     report.write(out, 'foretell')
 
 
-PARTS = {'foretell': part_foretell, 'simulate': part_simulate}
+PARTS = {'foretell': part_foretell, 'run': part_run, 'simulate': part_simulate}
 
 
 def main():

@@ -13,7 +13,7 @@ import sys
 import unittest
 import xml.etree.ElementTree
 
-from job import Job, TEXT
+from job import Job, ROOT, TEXT
 
 INFER = MODEL = PERF = PLOT = MPIRUN = ''
 TINY = '--size', 'tiny'
@@ -183,6 +183,29 @@ class Train(Job):
                 for rank in ranks:
                     ratio = rank['bytes'] / rank['planned_bytes']
                     self.assertTrue(.9 <= ratio <= 1.1, rank)
+
+    def test_demo(self):
+        """The commands of the README, with another size."""
+        build = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(self.PROGRAM))))
+        out = self.path('out')
+
+        def demo(*args):
+            return subprocess.run(
+                ['sh', os.path.join(ROOT, 'consumers/disagmoe_train/demo.sh'), build, out, *args],
+                capture_output=True, text=True, check=False, timeout=100,
+                env={**os.environ, 'TEXT': TEXT, 'PATH': os.path.dirname(sys.executable) + ':' +
+                     os.environ['PATH']})
+        done = demo(*TINY, '-n', '30', '--checkpoint-every', '10', '--kill-rank', '2',
+                    '--kill-step', '25')
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn('whole, of step 20', done.stderr)
+        done = demo('--resume', '-n', '30', '-M', '1', '-N', '1')
+        self.assertEqual(done.returncode, 0, done.stderr)
+        lines = done.stdout.rstrip('\n').split('\n')
+        self.assertIn("own words after 'The '", lines[-3])
+        self.assertEqual(lines[-2], lines[-1])
+        for name in 'loss.svg', 'loss.png', 'timeline.svg', 'timeline.json', 'report.json':
+            self.assertTrue(os.path.getsize(os.path.join(out, name)), name)
 
     def test_launched(self):
         if not MPIRUN:
