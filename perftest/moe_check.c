@@ -15,7 +15,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__x86_64__)
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define NO_RESOLVERS /* they run before the sanitizer can */
+#endif
+#elif defined(__SANITIZE_THREAD__)
+#define NO_RESOLVERS
+#endif
+
+#if defined(__x86_64__) && !defined(NO_RESOLVERS)
 #define VECTORIZED __attribute__((target_clones("arch=haswell", "default")))
 #else
 #define VECTORIZED
