@@ -52,7 +52,8 @@ struct m2n__gpu_links {
 struct m2n__gpu_side {
 	m2n__cu_stream stream; /* of the last call */
 	m2n__cu_event event;   /* behind its work; recorded unless that was captured */
-	int has_work;
+	atomic_int has_work;   /* the event was recorded */
+	atomic_int in_call;    /* work may be on the stream with no event behind it yet */
 };
 
 enum { M2N__GPU_REPORT_SEND = 0, M2N__GPU_REPORT_RECV, M2N__GPU_REPORT_REPLY,

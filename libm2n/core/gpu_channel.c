@@ -336,9 +336,9 @@ static void drain(struct m2n__gpu *gpu)
 		atomic_store_explicit(&gpu->reply.alive[i], 0, memory_order_relaxed);
 	if (m2n__cuda_enter(gpu->cuda))
 		return;
-	if (gpu->source.has_work)
+	if (atomic_load_explicit(&gpu->source.has_work, memory_order_relaxed))
 		(void)gpu->cuda->driver->event_synchronize(gpu->source.event);
-	if (gpu->expert.has_work)
+	if (atomic_load_explicit(&gpu->expert.has_work, memory_order_relaxed))
 		(void)gpu->cuda->driver->event_synchronize(gpu->expert.event);
 	m2n__cuda_leave(gpu->cuda);
 }

@@ -188,7 +188,11 @@ int m2n__gpu_count(struct m2n__gpu_links *links, int is_tx, size_t i, struct m2n
 
 static int side_is_busy(const struct m2n__gpu *gpu, const struct m2n__gpu_side *side)
 {
-	return side->has_work && gpu->cuda->driver->event_query(side->event) == M2N__CU_NOT_READY;
+	/* A17: pairs with R17 in gpu_round.c. A call that begins later finds the link down. */
+	if (atomic_load_explicit(&side->in_call, memory_order_seq_cst))
+		return 1;
+	return atomic_load_explicit(&side->has_work, memory_order_relaxed) &&
+	       gpu->cuda->driver->event_query(side->event) == M2N__CU_NOT_READY;
 }
 
 int m2n__gpu_is_busy(const struct m2n__gpu *gpu)

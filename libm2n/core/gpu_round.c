@@ -72,10 +72,14 @@ int m2n__gpu_begin(struct m2n__gpu *gpu, struct m2n__gpu_side *side, void *strea
 
 	if (rc)
 		return rc;
-	if (side->has_work && side->stream != stream && !is_capturing(gpu, stream))
+	/* Before any launch, so that no look takes this side for idle meanwhile. */
+	atomic_store_explicit(&side->in_call, 1, memory_order_seq_cst);
+	if (atomic_load_explicit(&side->has_work, memory_order_relaxed) && side->stream != stream &&
+		!is_capturing(gpu, stream))
 		cu = gpu->cuda->driver->stream_wait_event(stream, side->event, 0);
 	if (!cu)
 		return 0;
+	atomic_store_explicit(&side->in_call, 0, memory_order_release);
 	rc = m2n__cuda_error(gpu->cuda, cu, "%s: order of streams", gpu->ch->title);
 	m2n__cuda_leave(gpu->cuda);
 	return rc;
@@ -84,8 +88,10 @@ int m2n__gpu_begin(struct m2n__gpu *gpu, struct m2n__gpu_side *side, void *strea
 void m2n__gpu_end(struct m2n__gpu *gpu, struct m2n__gpu_side *side, void *stream)
 {
 	side->stream = stream;
-	if (!is_capturing(gpu, stream))
-		side->has_work |= gpu->cuda->driver->event_record(side->event, stream) == 0;
+	if (!is_capturing(gpu, stream) && !gpu->cuda->driver->event_record(side->event, stream))
+		atomic_store_explicit(&side->has_work, 1, memory_order_relaxed);
+	/* R17: the event before the call's end, pairs with A17 in gpu_link.c. */
+	atomic_store_explicit(&side->in_call, 0, memory_order_release);
 	m2n__cuda_leave(gpu->cuda);
 }
 
