@@ -148,6 +148,17 @@ static int with_check(struct job_rank *jr, int status)
 	return checked ? checked : status;
 }
 
+void job_device_reuse(struct job_rank *jr, struct job_flight *flight)
+{
+	struct job_stage *stage = stage_of(jr, flight);
+
+	if (stage->routed)
+		device_sync(stage->routed);
+	if (stage->sent)
+		device_sync(stage->sent);
+	stage->routed = stage->sent = NULL;
+}
+
 int job_device_route(struct job_rank *jr, struct job_flight *flight)
 {
 	struct m2n_route_params params = M2N_ROUTE_PARAMS_INIT;
@@ -156,8 +167,6 @@ int job_device_route(struct job_rank *jr, struct job_flight *flight)
 	size_t n_pairs = (size_t)jr->n_tokens * jr->job->top_k;
 	int status;
 
-	if (stage->routed)
-		device_sync(stage->routed);
 	stage->routed = stream;
 	device_upload(stage->ids, flight->ids, n_pairs * sizeof(*stage->ids), stream);
 	device_upload(stage->weights, flight->weights, n_pairs * sizeof(*stage->weights), stream);
@@ -182,8 +191,6 @@ int job_device_send(
 	size_t scale_bytes = jr->n_tokens * (jr->job->scale_bytes + jr->job->pad);
 	int status;
 
-	if (stage->sent)
-		device_sync(stage->sent);
 	stage->sent = stream;
 	device_upload(stage->rows, flight->rows, bytes, stream);
 	device_upload(stage->scales, flight->scales, scale_bytes, stream);

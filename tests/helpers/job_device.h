@@ -48,6 +48,8 @@ struct job_device {
 void job_device_open(struct job_rank *jr);
 void job_device_close(struct job_rank *jr);
 /* As the functions of job_run.h without "device". */
+/* Before the flight is filled anew: the host memory of what failed may still be read. */
+void job_device_reuse(struct job_rank *jr, struct job_flight *flight);
 int job_device_route(struct job_rank *jr, struct job_flight *flight);
 int job_device_send(
 	struct job_rank *jr, struct job_flight *flight, struct m2n_dispatch_send_params *params);

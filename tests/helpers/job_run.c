@@ -178,6 +178,8 @@ int job_route(struct job_rank *jr, uint32_t round)
 	struct job_flight *flight = &jr->flight[round % jr->job->in_flight];
 	struct m2n_route_params params = M2N_ROUTE_PARAMS_INIT;
 
+	if (jr->memory == M2N_MEMORY_CUDA)
+		job_device_reuse(jr, flight);
 	fill_flight(jr, flight, round);
 	if (jr->memory == M2N_MEMORY_CUDA)
 		return job_device_route(jr, flight);
