@@ -253,16 +253,20 @@ static void check_self(struct rank *rank)
 	end(&mesh);
 }
 
-/* A death while its messages are under way, on both lanes: the others go on. */
+/*
+ * A death while its messages are under way, on both lanes: the others go on. Each source has a
+ * place of its own at the target.
+ */
 static void check_death(struct rank *rank)
 {
+	size_t own = (size_t)(rank->rank + 1) * SPAN;
 	struct mesh mesh;
 	int other = !rank->rank, status;
 
 	begin(&mesh, rank);
 	if (rank->rank == 2) {
 		for (unsigned i = 0; i < 6; i++) {
-			(void)mesh_try_put(&mesh, 0, 0, 90000, 1, 0, 2);
+			(void)mesh_try_put(&mesh, 0, 0, 90000, 1, own, 2);
 			mesh_turn(&mesh);
 		}
 		word_wait(&rank->word[4], 2);
@@ -270,13 +274,13 @@ static void check_death(struct rank *rank)
 	}
 	for (unsigned i = 0; i < 6; i++) {
 		(void)mesh_try_put(
-			&mesh, 2, 3 * SPAN, 90000, 2, 0, (uint32_t)rank->rank);
+			&mesh, 2, 3 * SPAN, 90000, 2, own, (uint32_t)rank->rank);
 		mesh_turn(&mesh);
 	}
 	word_add(&rank->word[4], 1);
 	while (!mesh.ops.check(mesh.links[2].ep)) {
 		(void)mesh_try_put(
-			&mesh, 2, 3 * SPAN, 90000, 2, 0, (uint32_t)rank->rank);
+			&mesh, 2, 3 * SPAN, 90000, 2, own, (uint32_t)rank->rank);
 		mesh_turn(&mesh);
 	}
 	expect_status(M2N_ERR_PEER_LOST, mesh.ops.flush(mesh.links[2].ep));
