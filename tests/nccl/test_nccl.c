@@ -273,14 +273,12 @@ static void check_death(struct rank *rank)
 		rank_die();
 	}
 	for (unsigned i = 0; i < 6; i++) {
-		(void)mesh_try_put(
-			&mesh, 2, 3 * SPAN, 90000, 2, own, (uint32_t)rank->rank);
+		(void)mesh_try_put(&mesh, 2, 3 * SPAN, 90000, 2, own, (uint32_t)rank->rank);
 		mesh_turn(&mesh);
 	}
 	word_add(&rank->word[4], 1);
 	while (!mesh.ops.check(mesh.links[2].ep)) {
-		(void)mesh_try_put(
-			&mesh, 2, 3 * SPAN, 90000, 2, own, (uint32_t)rank->rank);
+		(void)mesh_try_put(&mesh, 2, 3 * SPAN, 90000, 2, own, (uint32_t)rank->rank);
 		mesh_turn(&mesh);
 	}
 	expect_status(M2N_ERR_PEER_LOST, mesh.ops.flush(mesh.links[2].ep));
