@@ -8,6 +8,8 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "compare_tool.h"
+
 /* What each test can be compared with. */
 static const unsigned comparable[] = {
 	[PERF_BW] = PERF_COMPARE_MEMCPY | PERF_COMPARE_UCX | PERF_COMPARE_TOOLS,
@@ -66,6 +68,12 @@ static void check_messages(struct argp_state *state, const struct perf_args *arg
 	if ((args->compare & ~of_many) != 0 && !one_pair)
 		argp_error(state, "--compare: %s compares with -M 1 -N 1 only%s",
 			perf_test_name(args->test), of_many != 0 ? ", but for ib_write_bw" : "");
+	if ((args->compare & of_many) != 0 &&
+		(args->n_sources > TOOL_MAX_PEERS || args->n_expert_ranks > TOOL_MAX_PEERS))
+		argp_error(state,
+			"--compare: a rank runs ib_write_bw with at most %d others at once: give "
+			"-M and -N up to that",
+			TOOL_MAX_PEERS);
 }
 
 /*

@@ -3,8 +3,8 @@
  * Runs the yardsticks that are programs. Per pair and alternation: the expert rank starts the
  * server and, when it listens, puts its address and port into the group's store; all ranks meet, so
  * that the pairs run at once; the source runs the client and puts whether that went well, which
- * tells the expert rank to wait for its server or to end it. What fails is named once and not
- * tried again; figures that are missing leave the yardstick out of the report.
+ * tells the expert rank to wait for its server or to end it. What fails is named once and its pair
+ * not tried again; figures that are missing leave the yardstick out of the report.
  */
 #include "compare_tool.h"
 
@@ -40,19 +40,28 @@ static const struct tool {
 };
 #define N_TOOLS (sizeof(tools) / sizeof(tools[0]))
 
+/* This rank and one of the other side. */
+struct pair {
+	unsigned peer; /* index among sources or expert ranks */
+	unsigned n_rails;
+	struct tool_task tasks[MAX_RAILS];
+	struct tool_child children[MAX_RAILS];
+};
+
 /* One alternation of one yardstick, as this rank sees it. */
 struct batch {
 	struct perf_rank *rank;
 	const struct tool *tool;
 	unsigned series;
 	uint32_t rep;
-	int pair;
-	unsigned n_rails;
-	struct tool_task tasks[MAX_RAILS];
-	struct tool_child children[MAX_RAILS];
+	bool client;
+	unsigned self; /* index of this rank on its side */
+	unsigned n_pairs;
+	struct pair *pairs; /* those that have not failed */
 };
 
-static bool failed[PERF_MAX_SERIES]; /* this rank's pair does not try again */
+static bool failed[PERF_MAX_SERIES][TOOL_MAX_PEERS]; /* the pair does not try again */
+static bool said[PERF_MAX_SERIES];
 
 static const struct tool *tool_of(enum perf_kind kind)
 {
@@ -69,11 +78,19 @@ const char *perf_tool_name(enum perf_kind kind, const char **how)
 	return tool_of(kind)->name;
 }
 
-uint64_t perf_tool_pairs(const struct perf_args *args)
+uint64_t perf_tool_sources(const struct perf_args *args)
 {
-	if (args->test != PERF_BW)
-		return 1;
-	return args->n_sources < args->n_expert_ranks ? args->n_sources : args->n_expert_ranks;
+	return args->test == PERF_BW ? args->n_sources : 1;
+}
+
+static uint64_t expert_ranks(const struct perf_args *args)
+{
+	return args->test == PERF_BW ? args->n_expert_ranks : 1;
+}
+
+static uint64_t n_at_once(const struct perf_args *args)
+{
+	return perf_tool_sources(args) * expert_ranks(args);
 }
 
 void perf_tool_add(struct perf_job *job)
@@ -83,20 +100,26 @@ void perf_tool_add(struct perf_job *job)
 			perf_job_add(job, tools[i].kind);
 }
 
+static bool *failed_of(const struct batch *batch, const struct pair *pair)
+{
+	return &failed[batch->series][pair->peer];
+}
+
 /* Says once what is wrong; the run goes on without the yardstick. */
-static void give_up(struct batch *batch, int status, const char *text)
+static void give_up(struct batch *batch, const struct pair *pair, int status, const char *text)
 {
 	struct page_rank *result = page_rank(batch->rank->page, (uint32_t)batch->rank->rank);
 
-	if (failed[batch->series])
+	*failed_of(batch, pair) = true;
+	if (said[batch->series])
 		return;
-	failed[batch->series] = true;
+	said[batch->series] = true;
 	if (result->tool_status != 1)
 		result->tool_status = (uint32_t)status;
 	fprintf(stderr, "m2n_perf: --compare: %s %s; it is left out\n", batch->tool->name, text);
 }
 
-static void give_up_start(struct batch *batch, int error)
+static void give_up_start(struct batch *batch, const struct pair *pair, int error)
 {
 	char text[128];
 
@@ -105,17 +128,29 @@ static void give_up_start(struct batch *batch, int error)
 			batch->tool->package);
 	else
 		snprintf(text, sizeof(text), "cannot be started: %s", strerror(error));
-	give_up(batch, error == ENOENT ? 2 : 1, text);
+	give_up(batch, pair, error == ENOENT ? 2 : 1, text);
 }
 
-static void give_up_child(struct batch *batch, const struct tool_child *child, const char *role)
+static unsigned source_of(const struct batch *batch, const struct pair *pair)
 {
+	return batch->client ? batch->self : pair->peer;
+}
+
+static unsigned expert_of(const struct batch *batch, const struct pair *pair)
+{
+	return batch->client ? pair->peer : batch->self;
+}
+
+static void give_up_child(struct batch *batch, const struct pair *pair, unsigned rail)
+{
+	const char *role = batch->client ? "client" : "server";
 	char words[256], text[320];
 
-	tool_child_last_words(child, words, sizeof(words));
-	snprintf(text, sizeof(text), "(%s of pair %d) failed: %s", role, batch->pair,
+	tool_child_last_words(&pair->children[rail], words, sizeof(words));
+	snprintf(text, sizeof(text), "(%s of source %u and expert rank %u) failed: %s", role,
+		source_of(batch, pair), expert_of(batch, pair),
 		words[0] != '\0' ? words : "it said nothing");
-	give_up(batch, 1, text);
+	give_up(batch, pair, 1, text);
 }
 
 /* An option of the library as text; "" when it has no such option, or the value stands for auto. */
@@ -134,7 +169,7 @@ static void read_class(struct perf_rank *rank, const char *name, char *value, si
 		value[0] = '\0';
 }
 
-static void read_ib_options(struct batch *batch, struct tool_task *task)
+static void read_ib_options(struct batch *batch, struct pair *pair, struct tool_task *task)
 {
 	struct perf_rank *rank = batch->rank;
 	char devices[512], n_qps[16];
@@ -150,70 +185,68 @@ static void read_ib_options(struct batch *batch, struct tool_task *task)
 		task->n_qps *= rank->args->n_sources * rank->args->n_expert_ranks;
 	read_option(rank, "VERBS_DEVICES", devices, sizeof(devices));
 	for (const char *word; (word = strtok_r(at, ", ", &at)) != NULL;) {
-		struct tool_task *rail = &batch->tasks[batch->n_rails++];
+		struct tool_task *rail = &pair->tasks[pair->n_rails++];
 		*rail = *task;
 		snprintf(rail->device, sizeof(rail->device), "%.*s", (int)strcspn(word, ":"), word);
 		if (strchr(word, ':') != NULL)
 			snprintf(rail->ib_port, sizeof(rail->ib_port), "%s", strchr(word, ':') + 1);
 		/* Only bandwidth adds up over rails. */
-		if (rank->args->test != PERF_BW || batch->n_rails == MAX_RAILS)
+		if (rank->args->test != PERF_BW || pair->n_rails == MAX_RAILS)
 			break;
 	}
 }
 
-static uint64_t at_least(uint64_t value, uint64_t least)
-{
-	return value > least ? value : least;
-}
-
 /* As many messages as ours moves in an alternation; what the tools need at least. */
-static void fill_tasks(struct batch *batch)
+static void fill_tasks(struct batch *batch, struct pair *pair)
 {
 	struct perf_rank *rank = batch->rank;
 	struct tool_task task = {.kind = batch->tool->kind, .size = rank->size};
 	int64_t first, last;
 
 	perf_batch(rank->args, batch->rep, &first, &last);
-	task.n_iters = at_least((uint64_t)(last - first) * rank->n_messages, 100);
-	task.n_warmup = at_least(task.n_iters / 20, 10);
-	if (perf_tool_pairs(rank->args) > 1)
+	task.n_iters = (uint64_t)(last - first) * rank->n_messages;
+	task.n_iters = task.n_iters > 100 ? task.n_iters : 100;
+	task.n_warmup = task.n_iters > 200 ? task.n_iters / 20 : 10;
+	if (n_at_once(rank->args) > 1) {
 		task.measured_s = CROWD_S;
+		task.margin_s = 1 + n_at_once(rank->args) / 8;
+	}
 	if (rank->args->test == PERF_INIT) {
 		task.size = 64;
 		task.n_iters = 5;
 	}
-	batch->n_rails = 0;
 	if (batch->tool->how == NULL)
-		read_ib_options(batch, &task);
-	if (batch->n_rails == 0)
-		batch->tasks[batch->n_rails++] = task;
+		read_ib_options(batch, pair, &task);
+	if (pair->n_rails == 0)
+		pair->tasks[pair->n_rails++] = task;
 }
 
 /* The store's key for what one side of the pair tells the other. */
-static void make_key(const struct batch *batch, const char *side, char key[64])
+static void make_key(
+	const struct batch *batch, const struct pair *pair, const char *side, char key[64])
 {
-	snprintf(key, 64, "m2n_perf/tool/%u/%u/%u/%d/%s", batch->series, batch->rank->n_case,
-		batch->rep, batch->pair, side);
+	snprintf(key, 64, "m2n_perf/tool/%u/%u/%u/%u.%u/%s", batch->series, batch->rank->n_case,
+		batch->rep, source_of(batch, pair), expert_of(batch, pair), side);
 }
 
-static void tell(struct batch *batch, const char *side, const char *text)
+static void tell(struct batch *batch, const struct pair *pair, const char *side, const char *text)
 {
 	char key[64];
 
-	make_key(batch, side, key);
+	make_key(batch, pair, side, key);
 	perf_rank_check(batch->rank,
 		m2n_group_put(batch->rank->group, key, text, strlen(text) + 1, M2N_TIMEOUT_DEFAULT),
 		"m2n_group_put");
 }
 
 /* What the other side said. False: nothing yet after this time. */
-static bool hear(
-	struct batch *batch, const char *side, int64_t timeout_ns, char *text, size_t text_bytes)
+static bool hear(struct batch *batch, const struct pair *pair, const char *side, int64_t timeout_ns,
+	char *text, size_t text_bytes)
 {
 	char key[64];
 	size_t bytes = text_bytes - 1;
 
-	make_key(batch, side, key);
+	make_key(batch, pair, side, key);
 	int status = m2n_group_get(batch->rank->group, key, text, &bytes, timeout_ns);
 	if (status == -EAGAIN || status == -ETIMEDOUT)
 		return false;
@@ -236,58 +269,58 @@ static int64_t deadline_of(const struct batch *batch)
 }
 
 /* Starts one server on a free port; somebody else may take the port first. */
-static bool start_server(struct batch *batch, unsigned rail)
+static bool start_server(struct batch *batch, struct pair *pair, unsigned rail)
 {
-	struct tool_child *child = &batch->children[rail];
+	struct tool_child *child = &pair->children[rail];
 	int64_t deadline = deadline_of(batch);
 
 	for (unsigned attempt = 0; attempt < 3; attempt++) {
 		struct tool_command command;
-		batch->tasks[rail].port = tool_free_port();
-		tool_command_make(&batch->tasks[rail], &command);
+		pair->tasks[rail].port = tool_free_port();
+		tool_command_make(&pair->tasks[rail], &command);
 		int error = tool_child_start(child, command.argv);
 		if (error != 0) {
-			give_up_start(batch, error);
+			give_up_start(batch, pair, error);
 			return false;
 		}
 		while (!tool_child_watch(child, 2)) {
-			if (tool_port_listens(batch->tasks[rail].port))
+			if (tool_port_listens(pair->tasks[rail].port))
 				return true;
 			check_abort(batch);
 			if (perf_now() > deadline)
 				tool_child_stop(child);
 		}
 	}
-	give_up_child(batch, child, "server");
+	give_up_child(batch, pair, rail);
 	return false;
 }
 
-static void stop_all(struct batch *batch)
+static void stop_all(struct pair *pair)
 {
-	for (unsigned rail = 0; rail < batch->n_rails; rail++)
-		tool_child_stop(&batch->children[rail]);
+	for (unsigned rail = 0; rail < pair->n_rails; rail++)
+		tool_child_stop(&pair->children[rail]);
 }
 
-static void open_servers(struct batch *batch)
+static void open_servers(struct batch *batch, struct pair *pair)
 {
 	char text[256];
 	size_t used;
 
 	snprintf(text, sizeof(text), "%s", batch->rank->group->record.address);
-	for (unsigned rail = 0; rail < batch->n_rails; rail++) {
-		if (!start_server(batch, rail)) {
-			stop_all(batch);
-			tell(batch, "server", "!");
+	for (unsigned rail = 0; rail < pair->n_rails; rail++) {
+		if (!start_server(batch, pair, rail)) {
+			stop_all(pair);
+			tell(batch, pair, "server", "!");
 			return;
 		}
 		used = strlen(text);
-		snprintf(text + used, sizeof(text) - used, " %u", batch->tasks[rail].port);
+		snprintf(text + used, sizeof(text) - used, " %u", pair->tasks[rail].port);
 	}
-	tell(batch, "server", text);
+	tell(batch, pair, "server", text);
 }
 
 /* Servers end by themselves when their clients do. */
-static void close_servers(struct batch *batch)
+static void close_servers(struct batch *batch, struct pair *pair)
 {
 	char text[8] = "";
 	bool heard = false;
@@ -295,42 +328,37 @@ static void close_servers(struct batch *batch)
 
 	while (!heard || (!ended && text[0] != '!')) {
 		ended = true;
-		for (unsigned rail = 0; rail < batch->n_rails; rail++)
-			ended &= tool_child_watch(&batch->children[rail], heard ? 2000 : 500);
+		for (unsigned rail = 0; rail < pair->n_rails; rail++)
+			ended &= tool_child_watch(&pair->children[rail], heard ? 2000 : 500);
 		check_abort(batch);
 		if (!heard)
-			heard = hear(batch, "client", ended ? TENTH_NS : 0, text, sizeof(text));
+			heard = hear(
+				batch, pair, "client", ended ? TENTH_NS : 0, text, sizeof(text));
 		else
 			break;
 	}
-	stop_all(batch);
+	stop_all(pair);
 	if (text[0] == '!')
-		failed[batch->series] = true;
+		*failed_of(batch, pair) = true;
 }
 
-/* The figures of all rails of a pair. */
-static void note_figures(struct batch *batch, double wall_us)
+/* Adds the figures of all rails of a pair. False: one said nothing. */
+static bool add_figures(struct batch *batch, struct pair *pair, struct page_figure *sum)
 {
-	struct perf_rank *rank = batch->rank;
-	struct page_figure sum = {0, 0};
-
-	for (unsigned rail = 0; rail < batch->n_rails; rail++) {
-		const struct tool_child *child = &batch->children[rail];
+	for (unsigned rail = 0; rail < pair->n_rails; rail++) {
+		const struct tool_child *child = &pair->children[rail];
 		struct page_figure one = {0, 0};
 		if (!tool_child_succeeded(child) ||
-			!tool_output_parse(&batch->tasks[rail], child->text, &one)) {
-			give_up_child(batch, child, "client");
-			return;
+			!tool_output_parse(&pair->tasks[rail], child->text, &one)) {
+			give_up_child(batch, pair, rail);
+			return false;
 		}
-		if (one.value <= 0 && rank->args->test != PERF_INIT)
-			return;
-		sum.value += one.value;
-		sum.p99 = one.p99;
+		if (one.value <= 0 && batch->rank->args->test != PERF_INIT)
+			return false;
+		sum->value += one.value;
+		sum->p99 = one.p99;
 	}
-	if (rank->args->test == PERF_INIT)
-		sum.value = wall_us;
-	page_figures(rank->page, (uint32_t)rank->rank, rank->n_case, batch->series)[batch->rep] =
-		sum;
+	return true;
 }
 
 /* A tool may fail to tell in one alternation, not in all. */
@@ -343,84 +371,130 @@ static void check_told(struct batch *batch)
 	for (uint32_t rep = 0; rep <= batch->rep; rep++)
 		if (figures[rep].value > 0)
 			return;
-	if (batch->rep + 1 == rank->args->n_reps)
-		give_up(batch, 1, "reported 0 in every alternation");
+	if (batch->rep + 1 == rank->args->n_reps && batch->n_pairs > 0)
+		give_up(batch, &batch->pairs[0], 1, "reported 0 in every alternation");
 }
 
-static bool start_client(struct batch *batch, unsigned rail, const char *host, unsigned port)
+/* The figures of all pairs of a source. */
+static void note_figures(struct batch *batch, double wall_us)
+{
+	struct perf_rank *rank = batch->rank;
+	struct page_figure sum = {0, 0};
+	bool whole = batch->n_pairs == expert_ranks(rank->args);
+
+	for (unsigned i = 0; i < batch->n_pairs; i++)
+		whole &= !*failed_of(batch, &batch->pairs[i]) &&
+			 add_figures(batch, &batch->pairs[i], &sum);
+	if (rank->args->test == PERF_INIT)
+		sum.value = wall_us;
+	if (whole)
+		page_figures(rank->page, (uint32_t)rank->rank, rank->n_case,
+			batch->series)[batch->rep] = sum;
+	check_told(batch);
+}
+
+static bool start_client(struct batch *batch, struct pair *pair, unsigned rail, const char *host)
 {
 	char *text = batch->rank->page->commands[batch->series];
 	struct tool_command command;
 
-	batch->tasks[rail].host = host;
-	batch->tasks[rail].port = (uint16_t)port;
-	tool_command_make(&batch->tasks[rail], &command);
-	if (batch->pair == 0 && rail == 0)
+	pair->tasks[rail].host = host;
+	tool_command_make(&pair->tasks[rail], &command);
+	if (batch->self == 0 && pair->peer == 0 && rail == 0)
 		snprintf(text, PERF_TEXT_BYTES, "%s", command.text);
-	int error = tool_child_start(&batch->children[rail], command.argv);
+	int error = tool_child_start(&pair->children[rail], command.argv);
 	if (error != 0)
-		give_up_start(batch, error);
+		give_up_start(batch, pair, error);
 	return error == 0;
+}
+
+static void start_clients(struct batch *batch, struct pair *pair)
+{
+	char text[256] = "!";
+	char *at = text;
+
+	while (!hear(batch, pair, "server", TENTH_NS, text, sizeof(text)))
+		check_abort(batch);
+	const char *host = strtok_r(at, " ", &at);
+	unsigned n_rails = 0;
+	if (host == NULL || host[0] == '!') { /* said there */
+		*failed_of(batch, pair) = true;
+		host = NULL;
+	}
+	for (const char *word;
+		host != NULL && n_rails < pair->n_rails && (word = strtok_r(at, " ", &at)) != NULL;
+		n_rails++) {
+		pair->tasks[n_rails].port = (uint16_t)strtoul(word, NULL, 10);
+		if (!start_client(batch, pair, n_rails, host))
+			break;
+	}
+	pair->n_rails = n_rails;
 }
 
 static void run_clients(struct batch *batch)
 {
-	char text[256] = "!";
-	char *at = text;
-	int64_t deadline = deadline_of(batch);
+	int64_t deadline = deadline_of(batch), start = perf_now();
 
-	while (!hear(batch, "server", TENTH_NS, text, sizeof(text)))
-		check_abort(batch);
-	const char *host = strtok_r(at, " ", &at);
-	if (host == NULL || host[0] == '!') { /* said there */
-		failed[batch->series] = true;
-		return;
-	}
-	int64_t start = perf_now();
-	unsigned n_rails = 0;
-	for (const char *word; n_rails < batch->n_rails && (word = strtok_r(at, " ", &at)) != NULL;
-		n_rails++)
-		if (!start_client(batch, n_rails, host, (unsigned)strtoul(word, NULL, 10)))
-			break;
-	batch->n_rails = n_rails;
-	for (unsigned rail = 0; rail < n_rails; rail++) {
-		while (!tool_child_watch(&batch->children[rail], 100)) {
-			check_abort(batch);
-			if (perf_now() > deadline)
-				tool_child_stop(&batch->children[rail]);
+	for (unsigned i = 0; i < batch->n_pairs; i++)
+		start_clients(batch, &batch->pairs[i]);
+	for (unsigned i = 0; i < batch->n_pairs; i++) {
+		struct pair *pair = &batch->pairs[i];
+		for (unsigned rail = 0; rail < pair->n_rails; rail++) {
+			while (!tool_child_watch(&pair->children[rail], 100)) {
+				check_abort(batch);
+				if (perf_now() > deadline)
+					tool_child_stop(&pair->children[rail]);
+			}
 		}
 	}
-	double wall_us = (double)(perf_now() - start) / 1000;
-	if (!failed[batch->series]) {
-		note_figures(batch, wall_us);
-		check_told(batch);
+	note_figures(batch, (double)(perf_now() - start) / 1000);
+	for (unsigned i = 0; i < batch->n_pairs; i++)
+		tell(batch, &batch->pairs[i], "client",
+			*failed_of(batch, &batch->pairs[i]) ? "!" : "done");
+}
+
+/* The pairs of this rank that have not failed. */
+static void fill_pairs(struct batch *batch)
+{
+	const struct perf_args *args = batch->rank->args;
+	uint64_t n_own = batch->client ? perf_tool_sources(args) : expert_ranks(args);
+	uint64_t n_peers = batch->client ? expert_ranks(args) : perf_tool_sources(args);
+
+	batch->pairs = calloc(n_peers, sizeof(*batch->pairs));
+	if (batch->pairs == NULL)
+		perf_rank_check(batch->rank, -ENOMEM, "calloc");
+	for (unsigned peer = 0; peer < n_peers && batch->self < n_own; peer++) {
+		struct pair *pair = &batch->pairs[batch->n_pairs];
+		pair->peer = peer;
+		if (*failed_of(batch, pair))
+			continue;
+		fill_tasks(batch, pair);
+		batch->n_pairs++;
 	}
-	tell(batch, "client", failed[batch->series] ? "!" : "done");
 }
 
 void perf_tool_batch(struct perf_rank *rank, unsigned series, uint32_t rep)
 {
-	static struct batch batch;
-	bool client = rank->source >= 0;
+	struct batch batch = {.rank = rank,
+		.series = series,
+		.rep = rep,
+		.tool = tool_of(rank->job->kinds[series]),
+		.client = rank->source >= 0};
 	int64_t first, last;
 
-	batch.rank = rank;
-	batch.series = series;
-	batch.rep = rep;
-	batch.pair = client ? rank->source : rank->expert;
-	batch.tool = tool_of(rank->job->kinds[series]);
-	bool runs = (uint64_t)batch.pair < perf_tool_pairs(rank->args) && !failed[series];
-	if (runs)
-		fill_tasks(&batch);
+	batch.self = (unsigned)(batch.client ? rank->source : rank->expert);
+	fill_pairs(&batch);
 	perf_rank_barrier(rank);
-	if (runs && !client)
-		open_servers(&batch);
+	for (unsigned i = 0; i < batch.n_pairs && !batch.client; i++)
+		open_servers(&batch, &batch.pairs[i]);
 	perf_rank_barrier(rank);
-	if (runs && client)
+	if (batch.client)
 		run_clients(&batch);
-	else if (runs && !failed[series])
-		close_servers(&batch);
+	for (unsigned i = 0; i < batch.n_pairs && !batch.client; i++)
+		if (!*failed_of(&batch, &batch.pairs[i]))
+			close_servers(&batch, &batch.pairs[i]);
 	perf_rank_barrier(rank);
+	free(batch.pairs);
 	perf_batch(rank->args, rep, &first, &last);
 	for (int64_t i = first; i < last; i++)
 		perf_rank_step(rank);

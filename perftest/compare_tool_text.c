@@ -60,7 +60,8 @@ static void add_ib(const struct tool_task *task, struct tool_command *command)
 	}
 	add(command, "-s %" PRIu64, task->size);
 	if (task->measured_s > 0)
-		add(command, "-D %" PRIu64 " -f 1", task->measured_s + 2);
+		add(command, "-D %" PRIu64 " -f %" PRIu64, task->measured_s + 2 * task->margin_s,
+			task->margin_s);
 	else
 		add(command, "-n %" PRIu64, task->n_iters);
 }

@@ -149,7 +149,7 @@ def bars_verbs(part):
     for depth, limit in (('16', 0.9), ('3', None)):
         arguments = ['bw', *base, '-M', '4', '-N', '4', '--sizes', '64K', '--depth', depth,
                      '--iters', '10' if quick else '40', '--reps', '3', '--compare', 'ib_write_bw']
-        part.row(f'verbs, M=N=4 at 64K, depth {depth}, over four ib_write_bw at once',
+        part.row(f'verbs, M=N=4 at 64K, depth {depth}, over sixteen ib_write_bw at once',
                  part.cases('verbs_bw_4x4_' + depth, arguments, env), 0, 'ib_write_bw', limit, True,
                  arguments, env)
     # The tool exchanges addresses itself, and makes queues for its five messages.

@@ -88,19 +88,21 @@ def check_figures(fakes):
 
 
 def check_pairs(fakes):
-    """Pairs run at once, for a time, and their bandwidths are summed."""
+    """All pairs run at once, for a time, and their bandwidths are summed."""
     many = [*BW, '-M', '2', '-N', '3']
     result, _, calls = fakes.run(many, 'ib_write_bw')
     one = only_yardstick(result, 'ib_write_bw', None)
     bytes_of_a_sample = 65536 * 6
-    assert close_to(one['p50_us'], bytes_of_a_sample / (2 * 0.001978 * 65536)), one
-    assert len(calls) == 2 * 2 * 2, calls  # alternations, pairs, sides
+    assert close_to(one['p50_us'], bytes_of_a_sample / (6 * 0.001978 * 65536)), one
+    assert len(calls) == 2 * 6 * 2, calls  # alternations, pairs, sides
     assert all('-D 4 -f 1' in call for _, call in calls), calls
     # Zeros, but so many messages in two seconds.
     one = only_yardstick(fakes.run(many, 'ib_write_bw_zero')[0], 'ib_write_bw', None)
-    assert close_to(one['p50_us'], bytes_of_a_sample / (2 * 632 * 65536 / 1e6)), one
+    assert close_to(one['p50_us'], bytes_of_a_sample / (6 * 632 * 65536 / 1e6)), one
     err = test_perf.run('bw', '-M', '2', '--compare', 'ucx_perftest', status=2)[1]
     assert '-M 1 -N 1 only, but for ib_write_bw' in err, err
+    err = test_perf.run('bw', '-M', '2', '-N', '65', '--compare', 'ib_write_bw', status=2)[1]
+    assert 'at most 64 others' in err, err
 
 
 def check_calls(fakes):
@@ -153,9 +155,13 @@ def check_failures(fakes):
     result, err, _ = fakes.run(BW, 'ib_no_device', status=1, FAKE_MODE='fail')
     assert only_case(result)['compare'] == []
     assert err.count('IB device nodev not found; Unable to find') == 1, err
+    result, err, calls = fakes.run([*BW, '-M', '2', '-N', '3'], 'ib_no_device', status=1,
+                                   FAKE_MODE='fail')
+    assert only_case(result)['compare'] == [] and only_case(result)['verified']
+    assert len(calls) == 6 * 3, calls  # servers, tried again in case the port was taken
     result, err, calls = fakes.run([*BW, '--timeout', '2'], 'ib_write_bw', status=1,
                                    FAKE_MODE='hang')
-    assert only_case(result)['compare'] == [] and 'client of pair 0' in err, err
+    assert only_case(result)['compare'] == [] and 'client of source 0 and expert rank 0' in err, err
     assert len(calls) == 2 and all(test_perf.gone(int(pid)) for pid, _ in calls), calls
 
 
