@@ -62,11 +62,12 @@ def words_of_all(build, folder):
 
 
 def memory(program, text, folder):
-    """[(options, ranks' counted bytes over the plan, ranks' resident growth over it)]"""
+    """[(options, ranks' counted bytes over the plan, ranks' resident growth over it)], after steps
+    in which routing is as uneven as it gets."""
     found = []
     for options in MEMORY:
         path = os.path.join(folder, 'r.json')
-        output_of(program, 'run', text, *options, '-n', 4, '-q', '--evaluate-sequences', 1,
+        output_of(program, 'run', text, *options, '-n', 60, '-q', '--evaluate-sequences', 1,
                   '--json', path)
         ranks = read_json(path)['ranks']
         found.append([' '.join(map(str, options)) or 'none'] + [

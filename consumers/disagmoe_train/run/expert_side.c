@@ -10,14 +10,14 @@
 
 #include "model/error.h"
 #include "run/memory.h"
+#include "run/pool.h"
 #include "run/sides.h"
 
 struct slot {
 	struct slot *next;
 	const struct m2n_batch *batch[FLOW_WAYS]; /* held by the channel until it is answered */
 	struct nn_expert_record *records;         /* [n_local] */
-	void *memory;
-	size_t bytes;
+	void **memory;                            /* [n_local] of the records, from the pool */
 };
 
 struct expert_side {
@@ -25,23 +25,11 @@ struct expert_side {
 	struct slot **slots; /* [n_layers * n_micro] */
 	struct slot *free, **all;
 	size_t n_all;
-	float *out; /* [out_rows, hidden] */
+	struct pool pool; /* all that the schedule has alive at a time */
+	float *out;       /* [out_rows, hidden] */
 	size_t out_rows;
 	uint64_t n_taken[FLOW_WAYS]; /* in this pass */
 };
-
-static int grow(struct trainer *t, struct slot *slot, size_t bytes)
-{
-	t->bytes -= slot->bytes;
-	free(slot->memory);
-	slot->memory = NULL;
-	slot->bytes = 0;
-	if (posix_memalign(&slot->memory, 64, bytes))
-		return model_fail(-ENOMEM, "no memory for rows of %zu bytes", bytes);
-	slot->bytes = bytes;
-	t->bytes += bytes;
-	return 0;
-}
 
 static struct slot *make_slot(struct trainer *t)
 {
@@ -51,28 +39,38 @@ static struct slot *make_slot(struct trainer *t)
 
 	if (all)
 		e->all = all;
-	if (!all || !slot || !(slot->records = calloc(e->n_local, sizeof(*slot->records)))) {
+	if (!all || !slot) {
 		free(slot);
 		model_fail(-ENOMEM, "no memory for activations");
 		return NULL;
 	}
 	e->all[e->n_all++] = slot;
-	return grow(t, slot, memory_expert_slot(t->p.settings, &t->p.place)) ? NULL : slot;
+	slot->records = calloc(e->n_local, sizeof(*slot->records));
+	slot->memory = calloc(e->n_local, sizeof(*slot->memory));
+	if (slot->records && slot->memory)
+		return slot;
+	model_fail(-ENOMEM, "no memory for activations");
+	return NULL;
 }
 
-/* All that the schedule has alive at a time: memory that is not there is missed at once. */
-static int make_slots(struct trainer *t)
+static void give_memory(struct expert_side *e, struct slot *slot)
 {
-	uint32_t n = t->flow.max_records_of[t->p.place.attention < 0];
-
-	for (uint32_t i = 0; i < n; i++) {
-		struct slot *slot = make_slot(t);
-
-		if (!slot)
-			return -ENOMEM;
-		slot->next = t->experts->free;
-		t->experts->free = slot;
+	for (uint32_t i = 0; slot->memory && i < e->n_local; i++) {
+		if (slot->memory[i])
+			pool_give(&e->pool, slot->memory[i]);
+		slot->memory[i] = NULL;
 	}
+}
+
+/* Memory that is not there is missed at once. */
+static int open_pool(struct trainer *t)
+{
+	size_t bytes = t->flow.max_records_of[t->p.place.attention < 0] *
+		       memory_expert_slot(t->p.settings, &t->p.place);
+
+	if (pool_open(&t->experts->pool, bytes))
+		return model_fail(-ENOMEM, "no memory for rows of %zu bytes", bytes);
+	t->bytes += bytes;
 	return 0;
 }
 
@@ -93,7 +91,7 @@ int experts_open(struct trainer *t)
 	if (!e->slots || !e->out)
 		return model_fail(-ENOMEM, "no memory for %zu replies", e->out_rows);
 	t->bytes += e->out_rows * c->hidden_size * sizeof(float);
-	return make_slots(t);
+	return open_pool(t);
 }
 
 void experts_close(struct trainer *t)
@@ -103,10 +101,12 @@ void experts_close(struct trainer *t)
 	if (!e)
 		return;
 	for (size_t i = 0; i < e->n_all; i++) {
+		give_memory(e, e->all[i]);
 		free(e->all[i]->memory);
 		free(e->all[i]->records);
 		free(e->all[i]);
 	}
+	pool_close(&e->pool);
 	free(e->all);
 	free(e->slots);
 	free(e);
@@ -138,29 +138,29 @@ static void release_slot(struct trainer *t, uint32_t layer, uint32_t micro)
 {
 	struct expert_side *e = t->experts;
 	uint32_t key = flow_key(&t->flow, layer, micro);
+	struct slot *slot = e->slots[key];
 
-	e->slots[key]->next = e->free;
-	e->free = e->slots[key];
+	give_memory(e, slot);
+	slot->next = e->free;
+	e->free = slot;
 	e->slots[key] = NULL;
 }
 
-/* Room for the rows that came: what was planned, or, where more come, for the most of them. */
+/* Room for the rows that came. */
 static int lay_out(struct trainer *t, struct slot *slot)
 {
 	const struct model_config *c = &t->p.settings->config;
-	const struct m2n_batch *batch = slot->batch[FLOW_FORWARD];
-	size_t bytes = 0;
+	const uint32_t *n_rows = slot->batch[FLOW_FORWARD]->expert_rows;
+	struct pool *pool = &t->experts->pool;
+	size_t before = pool_bytes(pool);
 
-	for (uint32_t i = 0; i < t->experts->n_local; i++)
-		bytes += nn_expert_record_bytes(c, batch->expert_rows[i]);
-	if (bytes > slot->bytes && grow(t, slot, bytes))
-		return -ENOMEM;
-	bytes = 0;
 	for (uint32_t i = 0; i < t->experts->n_local; i++) {
-		nn_expert_record_init(
-			c, batch->expert_rows[i], (char *)slot->memory + bytes, &slot->records[i]);
-		bytes += nn_expert_record_bytes(c, batch->expert_rows[i]);
+		slot->memory[i] = pool_take(pool, nn_expert_record_bytes(c, n_rows[i]));
+		if (!slot->memory[i])
+			return model_fail(-ENOMEM, "no memory for %u rows", n_rows[i]);
+		nn_expert_record_init(c, n_rows[i], slot->memory[i], &slot->records[i]);
 	}
+	t->bytes += pool_bytes(pool) - before;
 	return 0;
 }
 

@@ -2,6 +2,8 @@
 /* Sums; comm.c gives the shape of channels, so that slots are asked for as they are made. */
 #include "run/memory.h"
 
+#include <math.h>
+
 #include "run/comm.h"
 
 static uint32_t own_sequences(const struct nn_settings *s, const struct place *place)
@@ -50,8 +52,8 @@ size_t memory_expert_slot(const struct nn_settings *s, const struct place *place
 	uint32_t first, n_local;
 
 	place_experts(place, (uint32_t)place->expert, &first, &n_local);
-	rows = (size_t)(MEMORY_ROOM * (double)(n * s->config.top_k * n_local) /
-			s->config.n_experts);
+	rows = (size_t)((1 + MEMORY_SKEW / sqrt(n_local)) *
+			(double)(n * s->config.top_k * n_local) / s->config.n_experts);
 	most = most_rows(s, n_local);
 	rows = rows < most ? rows : most;
 	return n_local * nn_expert_record_bytes(&s->config, (rows + n_local - 1) / n_local);

@@ -177,7 +177,7 @@ class Train(Job):
                              (LAYOUTS[1], '--hidden', 128, '--intermediate', 256),
                              (LAYOUTS[0], '--layers', 6, '--in-flight', 2)):
             with self.subTest(layout=shape, args=args):
-                self.train(*TINY, *layout(*shape), *args, '-n', 4, '--json', self.path('r.json'))
+                self.train(*TINY, *layout(*shape), *args, '-n', 30, '--json', self.path('r.json'))
                 with open(self.path('r.json'), encoding='utf-8') as file:
                     ranks = json.load(file)['ranks']
                 for rank in ranks:
