@@ -6,7 +6,7 @@
  * The rows of an FFN rank hang on the routing, which is uneven while it is learned: the load of an
  * expert then varies by about as much as its mean, that of a rank's n experts by 1/sqrt(n) of it.
  * There is room for MEMORY_SKEW times that more than an even load, or for all that can come if that
- * is less; layers and micro-batches share it, and more is taken only while more than that are there.
+ * is less; layers and micro-batches share it, and more is taken only while more than it are there.
  */
 #ifndef RUN_MEMORY_H
 #define RUN_MEMORY_H
