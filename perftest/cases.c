@@ -26,8 +26,8 @@ static double sample_us(const struct perf_job *job, uint32_t n_case, uint32_t se
 	return end > start ? (double)(end - start) / 1000 : 0;
 }
 
-static void take_samples(
-	const struct perf_job *job, uint32_t n_case, double scale, uint32_t series, double *samples)
+static void take_samples(const struct perf_job *job, uint32_t n_case, double scale,
+	uint32_t series, double *samples)
 {
 	for (uint32_t i = 0; i < job->dims.n_iters; i++)
 		samples[i] = sample_us(job, n_case, series, i) / scale;
@@ -79,8 +79,8 @@ static void measure_yardstick(const struct perf_job *job, double *samples, doubl
 }
 
 /*
- * What a program said in an alternation, in us of a sample: the GB/s of pairs that ran at once are
- * summed. 0: one said nothing.
+ * What a program said in an alternation, in us of a sample: the GB/s of sources that ran at once
+ * are summed. 0: one said nothing.
  */
 static double tool_us(const struct perf_job *job, uint32_t n_case, uint32_t series, uint64_t rep,
 	double bytes, double *p99)
@@ -151,8 +151,10 @@ bool perf_case_reduce(
 	bool gpu = job->args->memory == M2N_MEMORY_CUDA;
 	const struct {
 		const char *name, *how;
-	} kinds[] = {{"m2n", NULL}, {"memcpy", gpu ? "cuMemcpyDtoDAsync" : "plain"},
-		{"memcpy", "nt"}, {"mpi", NULL}, {"ucx", NULL}, {"nccl", job->nccl_how}};
+	} kinds[] = {
+		{"m2n", NULL}, {"memcpy", gpu ? "cuMemcpyDtoDAsync" : "plain"},
+		{"memcpy", "nt"}, {"mpi", NULL}, {"ucx", NULL},
+		{"nccl", job->nccl_how}};
 	uint32_t n = job->dims.n_iters;
 	uint64_t n_reps = job->args->n_reps;
 	double *work = malloc((2 * (size_t)n + 3 * n_reps) * sizeof(double));

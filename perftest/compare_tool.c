@@ -22,6 +22,7 @@
 #define MAX_RAILS 8
 /* Pairs that are to run at once are timed for so long after all have begun. */
 #define CROWD_S 2
+#define MAX_MARGIN_S 8 /* a rank starts its pairs one after another */
 
 static const struct tool {
 	unsigned compare; /* the yardstick's bit */
@@ -86,11 +87,6 @@ uint64_t perf_tool_sources(const struct perf_args *args)
 static uint64_t expert_ranks(const struct perf_args *args)
 {
 	return args->test == PERF_BW ? args->n_expert_ranks : 1;
-}
-
-static uint64_t n_at_once(const struct perf_args *args)
-{
-	return perf_tool_sources(args) * expert_ranks(args);
 }
 
 void perf_tool_add(struct perf_job *job)
@@ -200,6 +196,7 @@ static void read_ib_options(struct batch *batch, struct pair *pair, struct tool_
 static void fill_tasks(struct batch *batch, struct pair *pair)
 {
 	struct perf_rank *rank = batch->rank;
+	uint64_t n_each = expert_ranks(rank->args);
 	struct tool_task task = {.kind = batch->tool->kind, .size = rank->size};
 	int64_t first, last;
 
@@ -207,9 +204,9 @@ static void fill_tasks(struct batch *batch, struct pair *pair)
 	task.n_iters = (uint64_t)(last - first) * rank->n_messages;
 	task.n_iters = task.n_iters > 100 ? task.n_iters : 100;
 	task.n_warmup = task.n_iters > 200 ? task.n_iters / 20 : 10;
-	if (n_at_once(rank->args) > 1) {
+	if (perf_tool_sources(rank->args) * n_each > 1) {
 		task.measured_s = CROWD_S;
-		task.margin_s = 1 + n_at_once(rank->args) / 8;
+		task.margin_s = n_each / 2 < MAX_MARGIN_S ? 1 + n_each / 2 : MAX_MARGIN_S;
 	}
 	if (rank->args->test == PERF_INIT) {
 		task.size = 64;
@@ -400,6 +397,7 @@ static bool start_client(struct batch *batch, struct pair *pair, unsigned rail, 
 
 	pair->tasks[rail].host = host;
 	tool_command_make(&pair->tasks[rail], &command);
+	pair->tasks[rail].host = NULL; /* it is the caller's, and in the command by now */
 	if (batch->self == 0 && pair->peer == 0 && rail == 0)
 		snprintf(text, PERF_TEXT_BYTES, "%s", command.text);
 	int error = tool_child_start(&pair->children[rail], command.argv);

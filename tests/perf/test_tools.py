@@ -95,7 +95,7 @@ def check_pairs(fakes):
     bytes_of_a_sample = 65536 * 6
     assert close_to(one['p50_us'], bytes_of_a_sample / (6 * 0.001978 * 65536)), one
     assert len(calls) == 2 * 6 * 2, calls  # alternations, pairs, sides
-    assert all('-D 4 -f 1' in call for _, call in calls), calls
+    assert all('-D 6 -f 2' in call for _, call in calls), calls
     # Zeros, but so many messages in two seconds.
     one = only_yardstick(fakes.run(many, 'ib_write_bw_zero')[0], 'ib_write_bw', None)
     assert close_to(one['p50_us'], bytes_of_a_sample / (6 * 632 * 65536 / 1e6)), one
