@@ -89,6 +89,10 @@ struct m2n_group {
 struct m2n__peer *m2n__group_peer(struct m2n_group *group, int rank);
 /* Events on control connections, and calls that are due. Under lock. */
 int m2n__group_poll(struct m2n_group *group);
+/* The latter alone. Under lock. */
+int m2n__group_work(struct m2n_group *group);
+/* Does nothing go on that no descriptor tells of: calls to make, graves to open? Under lock. */
+int m2n__group_is_quiet(const struct m2n_group *group);
 /* Asks for a peer to be connected; the calls are made by m2n__group_poll(). Under lock. */
 void m2n__peer_want(struct m2n__peer *peer);
 /* The peer cannot be used any more: state, reason, its links go down. Under lock. */
