@@ -13,7 +13,7 @@
 
 #define MAX_DEPTH 64
 #define FEW_LINES 256 /* bytes */
-#define AWAKE_MESSAGES 64 /* that are short, after the sender was told to wake us */
+#define AWAKE_MESSAGES 8 /* that were not slept for: the sender may seal again */
 #define OWN_BYTES 4096 /* of the next slot that are asked for ahead */
 
 static int check_params(const struct m2n_exchange_params *p)
