@@ -85,7 +85,7 @@ static const struct argp_option options[] = {
 	{"reps", KEY_REPS, "N", 0, "Alternations between ours and each yardstick (5)", 3},
 	{"seed", KEY_SEED, "N", 0, "Seed of routing and data (1)", 3},
 	{"compare", KEY_COMPARE, "LIST", 0, "Yardsticks in the same run: memcpy,mpi,ucx,nccl,"
-	 "ib_write_bw,ib_write_lat,ib_send_lat,ucx_perftest", 3},
+	 "ib_write_bw,ib_write_lat,ib_send_bw,ib_send_lat,ucx_perftest", 3},
 	{"no-check", KEY_NO_CHECK, NULL, 0, "Leave out the rounds that check the data", 3},
 	{"timeout", KEY_TIMEOUT, "SECONDS", 0, "Fail when nothing moves for this long (60)", 3},
 	{"format", KEY_FORMAT, "FORM", 0, "table | csv | json (table)", 4},
@@ -154,7 +154,7 @@ static const char *const test_names[] = {NULL, "bw", "lat", "moe", "init", "kern
 static const char *const dtype_names[] = {"f32", "bf16", "f16"};
 static const char *const compare_names[PERF_N_COMPARE] = {
 	"memcpy", "mpi", "ucx", "ib_write_bw", "ib_write_lat", "ucx_perftest", "nccl",
-	"ib_send_lat"};
+	"ib_send_lat", "ib_send_bw"};
 /* clang-format on */
 
 const char *perf_test_name(enum perf_test test)

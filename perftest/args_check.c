@@ -10,6 +10,9 @@
 
 #include "compare_tool.h"
 
+#define IB_BW (PERF_COMPARE_IB_WRITE_BW | PERF_COMPARE_IB_SEND_BW)
+#define IB_LAT (PERF_COMPARE_IB_WRITE_LAT | PERF_COMPARE_IB_SEND_LAT)
+
 /* What each test can be compared with. */
 static const unsigned comparable[] = {
 	[PERF_BW] = PERF_COMPARE_MEMCPY | PERF_COMPARE_UCX | PERF_COMPARE_TOOLS,
@@ -63,15 +66,16 @@ static void check_moe(struct argp_state *state, struct perf_args *args)
 static void check_messages(struct argp_state *state, const struct perf_args *args)
 {
 	bool one_pair = args->n_sources == 1 && args->n_expert_ranks == 1;
-	unsigned of_many = args->test == PERF_BW ? PERF_COMPARE_IB_WRITE_BW : 0;
+	unsigned of_many = args->test == PERF_BW ? IB_BW : 0;
 
 	if ((args->compare & ~of_many) != 0 && !one_pair)
 		argp_error(state, "--compare: %s compares with -M 1 -N 1 only%s",
-			perf_test_name(args->test), of_many != 0 ? ", but for ib_write_bw" : "");
+			perf_test_name(args->test),
+			of_many != 0 ? ", but for ib_write_bw and ib_send_bw" : "");
 	if ((args->compare & of_many) != 0 &&
 		(args->n_sources > TOOL_MAX_PEERS || args->n_expert_ranks > TOOL_MAX_PEERS))
 		argp_error(state,
-			"--compare: a rank runs ib_write_bw with at most %d others at once: give "
+			"--compare: a rank runs an ib tool with at most %d others at once: give "
 			"-M and -N up to that",
 			TOOL_MAX_PEERS);
 }
@@ -81,10 +85,7 @@ static void check_messages(struct argp_state *state, const struct perf_args *arg
  */
 static void check_compare(struct argp_state *state, struct perf_args *args)
 {
-	unsigned other = args->test == PERF_BW
-				 ? PERF_COMPARE_IB_WRITE_LAT | PERF_COMPARE_IB_SEND_LAT
-			 : args->test == PERF_LAT ? PERF_COMPARE_IB_WRITE_BW
-						  : 0;
+	unsigned other = args->test == PERF_BW ? IB_LAT : args->test == PERF_LAT ? IB_BW : 0;
 	char known[128];
 
 	perf_args_list_compare(comparable[args->test] & ~other, known);

@@ -33,6 +33,7 @@ static const struct tool {
 	{PERF_COMPARE_IB_WRITE_BW, PERF_BW, PERF_IB_WRITE_BW, "ib_write_bw", NULL, "perftest"},
 	{PERF_COMPARE_IB_WRITE_BW, PERF_INIT, PERF_IB_WRITE_BW, "ib_write_bw", NULL, "perftest"},
 	{PERF_COMPARE_IB_WRITE_LAT, PERF_LAT, PERF_IB_WRITE_LAT, "ib_write_lat", NULL, "perftest"},
+	{PERF_COMPARE_IB_SEND_BW, PERF_BW, PERF_IB_SEND_BW, "ib_send_bw", NULL, "perftest"},
 	{PERF_COMPARE_IB_SEND_LAT, PERF_LAT, PERF_IB_SEND_LAT, "ib_send_lat", NULL, "perftest"},
 	{PERF_COMPARE_UCX_PERFTEST, PERF_BW, PERF_UCP_PUT_BW, "ucx_perftest", "ucp_put_bw",
 		"ucx-utils"},

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Yardsticks that are programs: ib_write_bw, ib_write_lat and ib_send_lat of Debian's package
- * perftest, ucx_perftest of ucx-utils. In each alternation the expert rank of a pair starts a
- * server on a free port, and the source of the pair the client, between the same devices, with the
- * size that is measured; the client's figure is parsed and noted in the page. For bandwidth every
- * source has a pair with every expert rank, all at once; else there is one pair. Both sides meet in
- * the group's store, so that hosts may differ.
+ * Yardsticks that are programs: ib_write_bw, ib_send_bw, ib_write_lat and ib_send_lat of Debian's
+ * package perftest, ucx_perftest of ucx-utils. In each alternation the expert rank of a pair starts
+ * a server on a free port, and the source of the pair the client, between the same devices, with
+ * the size that is measured; the client's figure is parsed and noted in the page. For bandwidth
+ * every source has a pair with every expert rank, all at once; else there is one pair. Both sides
+ * meet in the group's store, so that hosts may differ.
  */
 #ifndef PERF_COMPARE_TOOL_H
 #define PERF_COMPARE_TOOL_H

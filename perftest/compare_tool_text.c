@@ -3,9 +3,9 @@
  * The texts of other people's programs: the command lines that they are given and the tables that
  * they print.
  *
- * ib_write_bw, ib_write_lat, ib_send_lat: after a line "#bytes ..." one line of numbers for a
- * size. With --report_gbits bandwidth is in 10^9 bits. ucx_perftest -f: one line of numbers at the
- * end, its MB are 2^20 bytes.
+ * ib_write_bw, ib_send_bw and the two for latency: after a line "#bytes ..." one line of numbers
+ * for a size. With --report_gbits bandwidth is in 10^9 bits. ucx_perftest -f: one line of numbers
+ * at the end, its MB are 2^20 bytes.
  */
 #include <ctype.h>
 #include <inttypes.h>
@@ -53,7 +53,7 @@ static void add_ib(const struct tool_task *task, struct tool_command *command)
 	add_given(command, "-m ", task->mtu);
 	add_given(command, "--sl=", task->service_level);
 	add_given(command, "--tclass=", task->traffic_class);
-	if (task->kind == PERF_IB_WRITE_BW) {
+	if (task->kind == PERF_IB_WRITE_BW || task->kind == PERF_IB_SEND_BW) {
 		add(command, "--report_gbits");
 		if (task->n_qps > 1)
 			add(command, "-q %" PRIu64, task->n_qps);
@@ -123,6 +123,7 @@ static bool parse_row(
 	double rate, gbps;
 
 	switch (task->kind) {
+	case PERF_IB_SEND_BW:
 	case PERF_IB_WRITE_BW: /* bytes, iterations, peak, average Gb/s, Mpps */
 		if (n != 5 || columns[0] != size)
 			return false;

@@ -24,6 +24,7 @@ enum perf_kind {
 	PERF_NCCL,
 	PERF_IB_WRITE_BW, /* from here on: programs, see compare_tool.h */
 	PERF_IB_WRITE_LAT,
+	PERF_IB_SEND_BW,
 	PERF_IB_SEND_LAT,
 	PERF_UCP_PUT_BW,
 	PERF_UCP_PUT_LAT,

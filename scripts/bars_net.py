@@ -11,10 +11,10 @@ device, M2N_VERBS_DEVICES names it, or the guest of tests/vm:
 
   tests/vm/vm-verbs.sh -m 4G -t 1800 -o OUT -- python3 scripts/bars_net.py BUILD OUT
 
-and runs beside ib_write_bw, ib_write_lat and ib_send_lat on the same device. Without --part every
-part that can run does. A figure is the median of --runs runs of m2n_perf, each of which alternates
-between ours and the yardstick. Writes OUT/bars_PART.md, OUT/bars_PART.json and each run's JSON.
-Exits 0 whatever the figures are; 1 when one could not be taken.
+and runs beside ib_write_bw, ib_send_bw, ib_write_lat and ib_send_lat on the same device. Without
+--part every part that can run does. A figure is the median of --runs runs of m2n_perf, each of
+which alternates between ours and the yardstick. Writes OUT/bars_PART.md, OUT/bars_PART.json and
+each run's JSON. Exits 0 whatever the figures are; 1 when one could not be taken.
 """
 import argparse
 import json
@@ -148,10 +148,13 @@ def bars_verbs(part):
     # eight ranks to have had their turn on the guest's processors.
     for depth, limit in (('16', 0.9), ('3', None)):
         arguments = ['bw', *base, '-M', '4', '-N', '4', '--sizes', '64K', '--depth', depth,
-                     '--iters', '10' if quick else '40', '--reps', '3', '--compare', 'ib_write_bw']
+                     '--iters', '10' if quick else '40', '--reps', '3', '--compare',
+                     'ib_write_bw,ib_send_bw']
+        runs = part.cases('verbs_bw_4x4_' + depth, arguments, env)
         part.row(f'verbs, M=N=4 at 64K, depth {depth}, over sixteen ib_write_bw at once',
-                 part.cases('verbs_bw_4x4_' + depth, arguments, env), 0, 'ib_write_bw', limit, True,
-                 arguments, env)
+                 runs, 0, 'ib_write_bw', limit, True, arguments, env)
+        part.row(f'verbs, M=N=4 at 64K, depth {depth}, over sixteen ib_send_bw, whose servers take '
+                 'each message', runs, 0, 'ib_send_bw', None, True, arguments, env)
     # The tool exchanges addresses itself, and makes queues for its five messages.
     env = dict(env, M2N_VERBS_CONNECT='exchange', M2N_VERBS_SQ='8', M2N_TIMEOUT='240s')
     ranks = '16' if quick else '64'

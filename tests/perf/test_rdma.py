@@ -57,6 +57,9 @@ def main():
     cases = compare('ib_write_bw', 'bw', '-M', '2', '-N', '2', '--sizes', '64K', '--iters', '5',
                     '--reps', '1')
     assert cases is not None and cases[0]['compare'][0]['gbps'] > 0
+    cases = compare('ib_send_bw', 'bw', '-M', '2', '-N', '2', '--sizes', '64K', '--iters', '5',
+                    '--reps', '1')
+    assert cases is not None and cases[0]['compare'][0]['gbps'] > 0
     cases = compare('ib_write_bw', 'init', *test_perf.SMALL[:-4], '-M', '2', '-N', '2', '--iters',
                     '1')
     assert cases is not None and '-q 4 ' in cases[0]['compare'][0]['command'], cases

@@ -28,7 +28,7 @@ class Fakes:
     def __init__(self, folder):
         self.folder = folder
         self.log = os.path.join(folder, 'log')
-        for name in ('ib_write_bw', 'ib_write_lat', 'ib_send_lat', 'ucx_perftest'):
+        for name in ('ib_write_bw', 'ib_send_bw', 'ib_write_lat', 'ib_send_lat', 'ucx_perftest'):
             os.symlink(os.path.join(HERE, 'fake_tool.py'), os.path.join(folder, name))
 
     def environment(self, output, **more):
@@ -70,6 +70,9 @@ def check_figures(fakes):
     assert close_to(case['compare'][0]['p50_us'], 1 / 0.001978), case
     assert close_to(case['compare'][0]['ratio'] * case['p50_us'], 1 / 0.001978) or \
         case['compare'][0]['ratio_min'] < case['compare'][0]['ratio_max'], case
+    both = only_case(fakes.run([*BW[:-1], 'ib_send_bw,ib_write_bw'], 'ib_write_bw')[0])['compare']
+    assert [(c['name'], c['p50_us']) for c in both] == [
+        (name, both[0]['p50_us']) for name in ('ib_write_bw', 'ib_send_bw')], both
     one = only_yardstick(fakes.run(LAT, 'ib_write_lat')[0], 'ib_write_lat', None)
     assert one['p50_us'] == 17.46 and one['p99_us'] == 99.1, one
     both = fakes.run([*LAT[:-1], 'ib_write_lat,ib_send_lat'], 'ib_send_lat')[0]
@@ -100,7 +103,7 @@ def check_pairs(fakes):
     one = only_yardstick(fakes.run(many, 'ib_write_bw_zero')[0], 'ib_write_bw', None)
     assert close_to(one['p50_us'], bytes_of_a_sample / (6 * 632 * 65536 / 1e6)), one
     err = test_perf.run('bw', '-M', '2', '--compare', 'ucx_perftest', status=2)[1]
-    assert '-M 1 -N 1 only, but for ib_write_bw' in err, err
+    assert '-M 1 -N 1 only, but for ib_write_bw and ib_send_bw' in err, err
     err = test_perf.run('bw', '-M', '2', '-N', '65', '--compare', 'ib_write_bw', status=2)[1]
     assert 'at most 64 others' in err, err
 
