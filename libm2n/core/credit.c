@@ -69,6 +69,18 @@ void m2n__credit_owe(struct m2n_exchange *x, struct m2n__rx *rx)
 		pay(x, rx);
 }
 
+int m2n__credits_are_silent(const struct m2n_group *group)
+{
+	if (!atomic_load_explicit(&group->ctx->n_owing, memory_order_relaxed))
+		return 0;
+	for (const struct m2n_exchange *x = group->exchanges; x; x = x->next)
+		for (size_t i = 0; x->spec.in_order && i < x->n_rx; i++)
+			if (atomic_load_explicit(&x->rx[i].is_unpaid, memory_order_relaxed) &&
+				!m2n__rx_told_ns(&x->rx[i]))
+				return 1;
+	return 0;
+}
+
 void m2n__credits_poll(struct m2n_group *group)
 {
 	for (struct m2n_exchange *x = group->exchanges; x; x = x->next) {

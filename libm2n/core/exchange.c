@@ -357,7 +357,7 @@ static int has_come(const struct m2n_exchange *x, const struct m2n__rx *rx)
 /* Before the first sleep for a message, and when many have come without any. */
 static void note_sleep(struct m2n_exchange *x, struct m2n__rx *rx, int sleeps)
 {
-	if (sleeps && !rx->told_ns)
+	if (sleeps && !m2n__rx_told_ns(rx))
 		m2n__rx_say_sleepy(x, rx, 1);
 	else if (sleeps)
 		rx->n_awake = 0;
@@ -381,11 +381,11 @@ static int await_message(struct m2n_exchange *x, struct m2n__rx *rx, int64_t tim
 		if (!rx->mapped && !sleeps && m2n__wait_sleeps(&w)) {
 			sleeps = 1;
 			note_sleep(x, rx, 1);
-			w.told_ns = rx->told_ns;
+			w.told_ns = m2n__rx_told_ns(rx);
 		}
 	}
 	m2n__wait_end(&w);
-	if (rx->told_ns && !sleeps && is_here)
+	if (m2n__rx_told_ns(rx) && !sleeps && is_here)
 		note_sleep(x, rx, 0);
 	if (w.start_ns)
 		m2n__tally_add(&rx->tally.wait_ns, (uint64_t)m2n__waited_ns(&w));

@@ -455,7 +455,7 @@ int m2n__group_work(struct m2n_group *group)
 int m2n__group_is_quiet(const struct m2n_group *group)
 {
 	return !group->n_to_dial && !group->n_connecting && !group->n_retries && !group->graves &&
-	       !group->answers;
+	       !group->answers && !m2n__credits_are_silent(group);
 }
 
 /*

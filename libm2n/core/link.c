@@ -122,7 +122,7 @@ static int prepare_rx(struct m2n_exchange *x, struct m2n__rx *rx)
 	m2n__credit_forget(x, rx);
 	atomic_store_explicit(&rx->n_released, 0, memory_order_relaxed);
 	atomic_store_explicit(&rx->n_paid, 0, memory_order_relaxed);
-	rx->told_ns = 0;
+	atomic_store_explicit(&rx->told_ns, 0, memory_order_relaxed);
 	memset(rx->head_seen, 0, n * sizeof(*rx->head_seen));
 	memset(rx->body_seen, 0, n * sizeof(*rx->body_seen));
 	if (mapped)

@@ -118,7 +118,8 @@ struct m2n__rx {
 	 * that is, behind the head, the signal's line is better left to it. */
 	int head_first;
 	unsigned n_looks; /* in_order: at a slot, between two steps of a wait */
-	int64_t told_ns;  /* in_order: the sender counts all since then, we sleep; 0: it need not */
+	/* in_order: since then the sender counts all, as this side sleeps; 0: it need not */
+	_Atomic int64_t told_ns;
 	unsigned n_awake; /* since then: messages that were not slept for */
 	struct m2n__tx *twin;        /* the same peer's, NULL: nothing is sent to it */
 	uint64_t seq;  /* public exchange: messages taken */
@@ -319,6 +320,11 @@ void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, u
  * so that each has to wake it, or that it does so no more.
  */
 void m2n__rx_say_sleepy(struct m2n_exchange *x, struct m2n__rx *rx, int is_sleepy);
+
+static inline int64_t m2n__rx_told_ns(const struct m2n__rx *rx)
+{
+	return atomic_load_explicit(&rx->told_ns, memory_order_relaxed);
+}
 
 /* Does the peer sleep for messages, as far as it told? */
 static inline int m2n__tx_awaited(const struct m2n__tx *tx)

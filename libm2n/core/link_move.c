@@ -265,7 +265,8 @@ void m2n__rx_say_sleepy(struct m2n_exchange *x, struct m2n__rx *rx, int is_sleep
 	if (m2n__rx_up(rx) && rx->credits_rmem && rx->ep->max_sealed) {
 		put_word(x, rx, x->spec.n_slots + !is_sleepy, 1 + !is_sleepy, rx->seq + 1,
 			M2N__SIGNAL_NONE);
-		rx->told_ns = is_sleepy ? m2n__now_ns() : 0;
+		atomic_store_explicit(
+			&rx->told_ns, is_sleepy ? m2n__now_ns() : 0, memory_order_relaxed);
 		rx->n_awake = 0;
 	}
 	m2n__exchange_exit(x, M2N__WRITER_RX);
