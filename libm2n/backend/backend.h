@@ -70,16 +70,14 @@
 #define M2N__MAX_BACKENDS 8
 #define M2N__NOTICE_BYTES 4096 /* of one notice at most */
 #define M2N__SIGNAL_NONE UINT32_MAX
-#define M2N__SIGNAL_WAKE 0 /* a word that nobody reads: the put wakes its receiver */
 
 enum m2n__caps {
 	M2N__CAP_MAPPED = 1 << 0,
 	M2N__CAP_HOST_MEMORY = 1 << 1,
 	M2N__CAP_CUDA_MEMORY = 1 << 2,
-	M2N__CAP_SLEEP = 1 << 3,   /* arm/wait sleep; without it a waiter yields */
-	M2N__CAP_GREETS = 1 << 4,  /* connections need greetings to become ready */
+	M2N__CAP_SLEEP = 1 << 3,  /* arm/wait sleep; without it a waiter yields */
+	M2N__CAP_GREETS = 1 << 4, /* connections need greetings to become ready */
 	M2N__CAP_NOTICES = 1 << 5, /* data waits for notices: waits look for them all the time */
-	M2N__CAP_WATCH = 1 << 6,   /* wait() ends when watch_fd is readable, too */
 };
 
 struct m2n__backend_ops;
@@ -100,7 +98,6 @@ struct m2n__iface_params {
 	struct m2n__cuda *cuda; /* the context's device; NULL: it has none */
 	const struct m2n__kernels *kernels; /* the context's */
 	unsigned index; /* of this backend in struct m2n__reg */
-	int watch_fd;   /* readable when core has to look at control connections; -1: none */
 	/*
 	 * Sends a notice to the peer's hear(), in order, over the control connection that the ep
 	 * came up on; none is delivered to another one. From any thread, with the backend's own

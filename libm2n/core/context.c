@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -91,7 +90,6 @@ static int open_backend(struct m2n_ctx *ctx, const struct m2n__backend_ops *ops)
 		.n_signals = (uint32_t)ctx->options.n_signals,
 		.cuda = ctx->cuda,
 		.kernels = ctx->kernels,
-		.watch_fd = ctx->watch_fd,
 		.say = m2n__notice_say,
 		.say_arg = ctx,
 	};
@@ -260,9 +258,6 @@ static int open_parts(struct m2n_ctx *ctx)
 			"auto, "
 			"scalar, avx2, avx512",
 			kernels);
-	ctx->watch_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (ctx->watch_fd < 0)
-		return m2n__error(-errno, "epoll_create1: %s", strerrordesc_np(errno));
 	find_host_id(ctx);
 	ctx->spin_ns = ctx->options.spin_ns;
 	/* Only messaging backends use the table: address space until one is started. */
@@ -270,7 +265,6 @@ static int open_parts(struct m2n_ctx *ctx)
 	if (rc)
 		return rc;
 	ctx->signals = ctx->signal_mem->base;
-	ctx->n_signals_used = M2N__SIGNAL_WAKE + 1;
 	rc = open_device(ctx);
 	if (!rc)
 		rc = open_backends(ctx);
@@ -302,7 +296,6 @@ int m2n_ctx_open(const struct m2n_ctx_params *params, struct m2n_ctx **ctx_out)
 	pthread_mutexattr_destroy(&recursive);
 	pthread_mutex_init(&ctx->notice_lock, NULL);
 	ctx->notices_end = &ctx->notices;
-	ctx->watch_fd = -1;
 	rc = m2n__options_parse(&ctx->options, p.backend, p.options, m2n__environment(),
 		m2n__getenv, NULL, warning, sizeof(warning));
 	if (!rc) {
@@ -336,8 +329,6 @@ void m2n_ctx_close(struct m2n_ctx *ctx)
 	for (unsigned i = 0; i < ctx->n_backends; i++)
 		if (ctx->backends[i].iface)
 			ctx->backends[i].ops.close(ctx->backends[i].iface);
-	if (ctx->watch_fd >= 0)
-		close(ctx->watch_fd);
 	m2n__mem_free(ctx->signal_mem);
 	m2n__cuda_close(ctx->cuda);
 	free(ctx->free_signals);
@@ -357,31 +348,17 @@ void m2n__ctx_unlock(struct m2n_ctx *ctx)
 	pthread_mutex_unlock(&ctx->lock);
 }
 
-/* `is_watched`: somebody looks at the control connections. */
-static int poll_all(struct m2n_ctx *ctx, int is_watched)
+int m2n__ctx_poll(struct m2n_ctx *ctx)
 {
-	int n = m2n__ctx_progress(ctx), is_quiet = 1;
+	int n = m2n__ctx_progress(ctx);
 
 	m2n__grants_poll(ctx);
 	if (pthread_mutex_trylock(&ctx->lock))
 		return n; /* another thread is at it */
-	for (struct m2n_group *group = ctx->groups; group; group = group->next) {
-		n += is_watched ? m2n__group_work(group) : m2n__group_poll(group);
-		is_quiet &= m2n__group_is_quiet(group);
-	}
-	atomic_store_explicit(&ctx->is_quiet, is_quiet, memory_order_relaxed);
+	for (struct m2n_group *group = ctx->groups; group; group = group->next)
+		n += m2n__group_poll(group);
 	pthread_mutex_unlock(&ctx->lock);
 	return n;
-}
-
-int m2n__ctx_poll(struct m2n_ctx *ctx)
-{
-	return poll_all(ctx, 0);
-}
-
-int m2n__ctx_poll_watched(struct m2n_ctx *ctx)
-{
-	return poll_all(ctx, 1);
 }
 
 int m2n__ctx_poll_sometimes(struct m2n_ctx *ctx, int64_t now_ns)

@@ -69,8 +69,6 @@ struct m2n_ctx {
 	atomic_uint n_notices;
 	atomic_int notices_matter; /* a backend whose data waits for them was started */
 	uint64_t n_eps;            /* connections so far, under lock */
-	int watch_fd;              /* epoll: of the groups' control connections */
-	atomic_int is_quiet; /* at the last look nothing went on that shows on no descriptor */
 	_Atomic int64_t last_poll_ns;
 	_Atomic int64_t spin_ns;   /* the option, or 0 when ranks outnumber cores */
 	atomic_uint n_local_peers; /* processes on this host that are connected, with this one */
@@ -82,9 +80,7 @@ void m2n__signal_free(struct m2n_ctx *ctx, uint32_t first, uint32_t n);
 
 /* Looks at control connections and messaging backends; events seen. Takes the lock if it can. */
 int m2n__ctx_poll(struct m2n_ctx *ctx);
-/* The same but for control connections: before a sleep that ends when they have something. */
-int m2n__ctx_poll_watched(struct m2n_ctx *ctx);
-/* All, when the last look is older than a millisecond. */
+/* The same when the last look is older than a millisecond. */
 int m2n__ctx_poll_sometimes(struct m2n_ctx *ctx, int64_t now_ns);
 
 /* Sends the rows of all channels whose grants came. Any wait does: peers may depend on them. */

@@ -698,14 +698,14 @@ int m2n__control_open(struct m2n_group *group, const char *address)
 		.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST | AI_PASSIVE};
 	struct sockaddr_storage bound;
 	struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
-	int rc, watch_fd = group->ctx->watch_fd;
 	socklen_t bytes = sizeof(bound);
 	struct addrinfo *found;
+	int rc;
 
 	group->listen_fd = -1;
 	group->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (group->epoll_fd < 0 || epoll_ctl(watch_fd, EPOLL_CTL_ADD, group->epoll_fd, &event))
-		return m2n__error(-errno, "epoll: %s", strerrordesc_np(errno));
+	if (group->epoll_fd < 0)
+		return m2n__error(-errno, "epoll_create1: %s", strerrordesc_np(errno));
 	rc = getaddrinfo(address, "0", &hints, &found);
 	if (rc)
 		return m2n__error(M2N_ERR_OPTION, "option ADDRESS: '%s' is not an IP address: %s",

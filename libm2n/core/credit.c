@@ -5,12 +5,11 @@
  * messages, so a credit is *owed* first and then
  *
  *   - carried by the head of the next message to that peer, or
- *   - paid when half of the slots are owed, or when the sender has filled all the slots that it
- *     knows of. It may do that after the release: so waits of this process look, too
- *     (m2n__group_poll()).
+ *   - paid when half of the slots are owed, when the sender may have none left (all the slots
+ *     that it knows of are full), or when any wait of this process finds it (m2n__group_poll()).
  *
  * A carried credit is heard when the message is taken. The peer may have reason to send first, and
- * wait for a slot: so for a wait only what was paid is known to the sender.
+ * wait for a slot: so a wait pays what was only carried as well.
  *
  * The sender takes the largest number that it has heard: transfers may overtake each other.
  */
@@ -34,63 +33,42 @@ uint64_t m2n__credit_carry(struct m2n__rx *rx)
 /* Pays what is owed, if nobody else does. */
 static void pay(struct m2n_exchange *x, struct m2n__rx *rx)
 {
-	uint64_t n_released;
-
 	if (!atomic_load_explicit(&rx->is_unpaid, memory_order_relaxed))
 		return;
 	m2n__credit_forget(x, rx);
-	n_released = m2n__credit_carry(rx);
-	atomic_store_explicit(&rx->n_paid, n_released, memory_order_relaxed);
-	m2n__rx_credit(x, rx, 0, n_released - 1);
+	m2n__rx_credit(x, rx, 0, m2n__credit_carry(rx) - 1);
 }
 
-/*
- * Of `told` released messages it knows: has the sender filled all its slots? The last one's head,
- * or a later one's, is there.
- */
-static int is_full(const struct m2n_exchange *x, const struct m2n__rx *rx, uint64_t told)
+/* Has the sender filled every slot that it was told is free? */
+static int is_full(const struct m2n_exchange *x, const struct m2n__rx *rx, unsigned n_owed)
 {
+	uint64_t told = atomic_load_explicit(&rx->n_released, memory_order_relaxed) - n_owed;
 	uint64_t last = told + x->spec.n_slots - 1;
-	const struct m2n__slot_head *head = m2n__rx_head(x, rx, (uint32_t)(last % x->spec.n_slots));
+	uint64_t slot = rx->slot + (last - rx->seq); /* less than a turn ahead */
 
-	return atomic_load_explicit(&head->signal, memory_order_relaxed) > last;
+	if (last < rx->seq)
+		return 0;
+	if (slot >= x->spec.n_slots)
+		slot -= x->spec.n_slots;
+	return m2n__rx_ready(x, rx, (uint32_t)slot, last);
 }
 
 void m2n__credit_owe(struct m2n_exchange *x, struct m2n__rx *rx)
 {
-	uint64_t n_released, n_owed;
+	unsigned n_owed;
 
-	n_released = atomic_fetch_add_explicit(&rx->n_released, 1, memory_order_release) + 1;
+	atomic_fetch_add_explicit(&rx->n_released, 1, memory_order_release);
 	n_owed = atomic_fetch_add_explicit(&rx->owed, 1, memory_order_relaxed) + 1;
 	/* R13 */
 	if (!atomic_exchange_explicit(&rx->is_unpaid, 1, memory_order_acq_rel))
 		atomic_fetch_add_explicit(&x->ctx->n_owing, 1, memory_order_relaxed);
-	if (2 * n_owed >= x->spec.n_slots || is_full(x, rx, n_released - n_owed))
+	if (2 * n_owed >= x->spec.n_slots || is_full(x, rx, n_owed))
 		pay(x, rx);
-}
-
-int m2n__credits_are_silent(const struct m2n_group *group)
-{
-	if (!atomic_load_explicit(&group->ctx->n_owing, memory_order_relaxed))
-		return 0;
-	for (const struct m2n_exchange *x = group->exchanges; x; x = x->next)
-		for (size_t i = 0; x->spec.in_order && i < x->n_rx; i++)
-			if (atomic_load_explicit(&x->rx[i].is_unpaid, memory_order_relaxed) &&
-				!m2n__rx_told_ns(&x->rx[i]))
-				return 1;
-	return 0;
 }
 
 void m2n__credits_poll(struct m2n_group *group)
 {
-	for (struct m2n_exchange *x = group->exchanges; x; x = x->next) {
-		for (size_t i = 0; x->spec.in_order && i < x->n_rx; i++) {
-			struct m2n__rx *rx = &x->rx[i];
-
-			if (atomic_load_explicit(&rx->is_unpaid, memory_order_relaxed) &&
-				is_full(x, rx,
-					atomic_load_explicit(&rx->n_paid, memory_order_relaxed)))
-				pay(x, rx);
-		}
-	}
+	for (struct m2n_exchange *x = group->exchanges; x; x = x->next)
+		for (size_t i = 0; x->spec.in_order && i < x->n_rx; i++)
+			pay(x, &x->rx[i]);
 }

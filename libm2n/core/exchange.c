@@ -13,7 +13,7 @@
 
 #define MAX_DEPTH 64
 #define FEW_LINES 256 /* bytes */
-#define AWAKE_MESSAGES 8 /* that were not slept for: the sender may seal again */
+#define NAPS_TOLD 4 /* that are short, after the sender was told to wake us */
 #define OWN_BYTES 4096 /* of the next slot that are asked for ahead */
 
 static int check_params(const struct m2n_exchange_params *p)
@@ -224,7 +224,7 @@ static int is_sealable(const struct m2n_exchange *x, const struct m2n__tx *tx,
 {
 	if (bytes > M2N__SEALED_BYTES ||
 		sizeof(struct m2n__slot_head) + m2n__sealed_room(bytes) > tx->ep->max_sealed ||
-		m2n__tx_awaited(tx))
+		m2n__tx_awaited(tx, tx->seq))
 		return 0;
 	for (size_t i = 0; x->ctx->cuda && i < n_iov; i++)
 		if (is_device(x, tx, iov[i].base, iov[i].bytes))
@@ -354,21 +354,10 @@ static int has_come(const struct m2n_exchange *x, const struct m2n__rx *rx)
 	return 1;
 }
 
-/* Before the first sleep for a message, and when many have come without any. */
-static void note_sleep(struct m2n_exchange *x, struct m2n__rx *rx, int sleeps)
-{
-	if (sleeps && !m2n__rx_told_ns(rx))
-		m2n__rx_say_sleepy(x, rx, 1);
-	else if (sleeps)
-		rx->n_awake = 0;
-	else if (++rx->n_awake >= AWAKE_MESSAGES)
-		m2n__rx_say_sleepy(x, rx, 0);
-}
-
 /* 1: the next message is here; 0: it never comes; -EAGAIN, -ETIMEDOUT. */
 static int await_message(struct m2n_exchange *x, struct m2n__rx *rx, int64_t timeout_ns)
 {
-	int rc = 0, is_here, sleeps = 0;
+	int rc = 0, is_here, is_told = 0;
 	struct m2n__wait w;
 
 	m2n__wait_begin(&w, x->ctx, timeout_ns);
@@ -378,15 +367,13 @@ static int await_message(struct m2n_exchange *x, struct m2n__rx *rx, int64_t tim
 		/* head and the payload's first line come along with the signal's, not after it */
 		__builtin_prefetch(m2n__rx_head(x, rx, rx->slot) + 1);
 		__builtin_prefetch(m2n__rx_head(x, rx, rx->slot));
-		if (!rx->mapped && !sleeps && m2n__wait_sleeps(&w)) {
-			sleeps = 1;
-			note_sleep(x, rx, 1);
-			w.told_ns = m2n__rx_told_ns(rx);
+		if (!rx->mapped && !is_told && m2n__wait_sleeps(&w)) {
+			m2n__rx_await(x, rx, rx->seq);
+			w.n_short_naps = NAPS_TOLD;
+			is_told = 1;
 		}
 	}
 	m2n__wait_end(&w);
-	if (m2n__rx_told_ns(rx) && !sleeps && is_here)
-		note_sleep(x, rx, 0);
 	if (w.start_ns)
 		m2n__tally_add(&rx->tally.wait_ns, (uint64_t)m2n__waited_ns(&w));
 	/* what had arrived of a lost peer is still taken */

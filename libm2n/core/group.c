@@ -431,17 +431,11 @@ static int check_connections(struct m2n_group *group)
 
 int m2n__group_poll(struct m2n_group *group)
 {
-	int n = m2n__control_poll(group);
-
-	return n + m2n__group_work(group);
-}
-
-int m2n__group_work(struct m2n_group *group)
-{
-	int n = 0;
+	int n;
 
 	if (group->n_to_dial)
 		dial_all(group);
+	n = m2n__control_poll(group);
 	if (group->n_connecting)
 		look_at_connecting(group);
 	n += check_connections(group);
@@ -450,12 +444,6 @@ int m2n__group_work(struct m2n_group *group)
 	if (atomic_load_explicit(&group->ctx->n_owing, memory_order_relaxed))
 		m2n__credits_poll(group);
 	return n;
-}
-
-int m2n__group_is_quiet(const struct m2n_group *group)
-{
-	return !group->n_to_dial && !group->n_connecting && !group->n_retries && !group->graves &&
-	       !group->answers && !m2n__credits_are_silent(group);
 }
 
 /*

@@ -89,13 +89,6 @@ struct m2n_group {
 struct m2n__peer *m2n__group_peer(struct m2n_group *group, int rank);
 /* Events on control connections, and calls that are due. Under lock. */
 int m2n__group_poll(struct m2n_group *group);
-/* The latter alone. Under lock. */
-int m2n__group_work(struct m2n_group *group);
-/*
- * Does nothing go on that no descriptor tells of: calls to make, graves to open, slots that are
- * filled by messages that wake nobody? Under lock.
- */
-int m2n__group_is_quiet(const struct m2n_group *group);
 /* Asks for a peer to be connected; the calls are made by m2n__group_poll(). Under lock. */
 void m2n__peer_want(struct m2n__peer *peer);
 /* The peer cannot be used any more: state, reason, its links go down. Under lock. */
@@ -163,8 +156,6 @@ void m2n__exchange_close(struct m2n_exchange *exchange);
 struct m2n_exchange *m2n__exchange_next(struct m2n_exchange *exchange);
 /* core/credit.c: pays credits that are owed. Under lock. */
 void m2n__credits_poll(struct m2n_group *group);
-/* Is a credit owed to a sender that may fill its last slot without a wake-up? Under lock. */
-int m2n__credits_are_silent(const struct m2n_group *group);
 
 /* core/link_end.c: memory of exchanges that were closed. */
 void m2n__graves_poll(struct m2n_group *group);

@@ -121,8 +121,6 @@ static int prepare_rx(struct m2n_exchange *x, struct m2n__rx *rx)
 	rx->head_first = 0;
 	m2n__credit_forget(x, rx);
 	atomic_store_explicit(&rx->n_released, 0, memory_order_relaxed);
-	atomic_store_explicit(&rx->n_paid, 0, memory_order_relaxed);
-	atomic_store_explicit(&rx->told_ns, 0, memory_order_relaxed);
 	memset(rx->head_seen, 0, n * sizeof(*rx->head_seen));
 	memset(rx->body_seen, 0, n * sizeof(*rx->body_seen));
 	if (mapped)
@@ -135,8 +133,8 @@ static int prepare_rx(struct m2n_exchange *x, struct m2n__rx *rx)
 		return rc;
 	rx->has_signals = 1;
 	if (x->spec.explicit_credits && !rx->stage.mem)
-		rc = m2n__shared_alloc(
-			x->ctx, (n + 2) * sizeof(uint64_t), (n + 2) * sizeof(uint64_t), &rx->stage);
+		rc = m2n__shared_alloc(x->ctx, (n + 1) * sizeof(uint64_t),
+			(n + 1) * sizeof(uint64_t), &rx->stage);
 	return rc;
 }
 
@@ -168,8 +166,7 @@ static int prepare_tx(struct m2n_exchange *x, struct m2n__tx *tx)
 	for (uint32_t i = 0; x->spec.explicit_credits && i < n; i++)
 		atomic_store_explicit(&tx->credits[i * x->credit_step], 0, memory_order_relaxed);
 	if (x->spec.in_order)
-		for (int word = 1; word <= 2; word++)
-			atomic_store_explicit(&tx->credits[word], 0, memory_order_relaxed);
+		atomic_store_explicit(&tx->credits[1], 0, memory_order_relaxed);
 	if (tx->ep->ops->caps & M2N__CAP_MAPPED || tx->stage.mem)
 		return 0;
 	if (x->spec.memory == M2N__MEM_CUDA)

@@ -113,14 +113,10 @@ struct m2n__rx {
 	_Atomic uint64_t n_released; /* in_order: of the peer's messages */
 	atomic_uint owed;            /* of those, not told yet */
 	atomic_uint is_unpaid;       /* of those, some were carried at most */
-	_Atomic uint64_t n_paid;     /* of those, told by a transfer of its own */
 	/* in_order: the last message was longer than a few lines. While the writer is at a payload
 	 * that is, behind the head, the signal's line is better left to it. */
 	int head_first;
 	unsigned n_looks; /* in_order: at a slot, between two steps of a wait */
-	/* in_order: since then the sender counts all, as this side sleeps; 0: it need not */
-	_Atomic int64_t told_ns;
-	unsigned n_awake; /* since then: messages that were not slept for */
 	struct m2n__tx *twin;        /* the same peer's, NULL: nothing is sent to it */
 	uint64_t seq;  /* public exchange: messages taken */
 	uint32_t slot; /* public exchange: of the next message */
@@ -315,22 +311,13 @@ static inline void m2n__rx_take(
 /* Explicit credit: the slot may be written again. */
 void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, uint64_t round);
 
-/*
- * in_order, messaging: tells the sender that this side sleeps for messages from its next one on,
- * so that each has to wake it, or that it does so no more.
- */
-void m2n__rx_say_sleepy(struct m2n_exchange *x, struct m2n__rx *rx, int is_sleepy);
+/* in_order, messaging: this side is about to sleep until the sender's message `seq` comes. */
+void m2n__rx_await(struct m2n_exchange *x, struct m2n__rx *rx, uint64_t seq);
 
-static inline int64_t m2n__rx_told_ns(const struct m2n__rx *rx)
+/* Does the peer sleep until this message comes, as far as it told? */
+static inline int m2n__tx_awaited(const struct m2n__tx *tx, uint64_t seq)
 {
-	return atomic_load_explicit(&rx->told_ns, memory_order_relaxed);
-}
-
-/* Does the peer sleep for messages, as far as it told? */
-static inline int m2n__tx_awaited(const struct m2n__tx *tx)
-{
-	return atomic_load_explicit(&tx->credits[1], memory_order_relaxed) >
-	       atomic_load_explicit(&tx->credits[2], memory_order_relaxed);
+	return atomic_load_explicit(&tx->credits[1], memory_order_relaxed) == seq + 1;
 }
 
 /* in_order, messaging: how many messages the peer has released, as far as it told. */

@@ -8,7 +8,6 @@
 
 #include "core/link.h"
 #include "util/error.h"
-#include "util/time.h"
 
 /* Apart from m2n__rx_ready(), so that looks at mapped peers stay short. */
 int m2n__rx_told(
@@ -223,8 +222,8 @@ int m2n__tx_body_signal(
 }
 
 /* A value for a word of the sender's; `staged` is the place that it is sent from. */
-static void put_word(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t staged, size_t at,
-	uint64_t value, uint32_t signal)
+static void put_word(
+	struct m2n_exchange *x, struct m2n__rx *rx, uint32_t staged, size_t at, uint64_t value)
 {
 	_Atomic uint64_t *word = (_Atomic uint64_t *)rx->stage.mem->base + staged;
 	struct m2n__piece piece = {word, sizeof(*word), rx->stage.reg};
@@ -232,7 +231,7 @@ static void put_word(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t staged
 		.n_pieces = 1,
 		.rmem = rx->credits_rmem,
 		.offset = at * sizeof(*word),
-		.signal = signal};
+		.signal = M2N__SIGNAL_NONE};
 
 	atomic_store_explicit(word, value, memory_order_relaxed);
 	(void)put(x, rx->ep, &p); /* a failure shows as a lost peer */
@@ -248,27 +247,15 @@ void m2n__rx_credit(struct m2n_exchange *x, struct m2n__rx *rx, uint32_t slot, u
 			&rx->credits[slot * x->credit_step], round + 1, memory_order_release);
 		rx->ep->ops->notify(rx->ep);
 	} else if (rx->credits_rmem) {
-		int sleeps = (rx->ep->ops->caps & M2N__CAP_SLEEP) != 0;
-
-		put_word(x, rx, slot, slot * x->credit_step, round + 1,
-			sleeps ? M2N__SIGNAL_WAKE : M2N__SIGNAL_NONE);
+		put_word(x, rx, slot, slot * x->credit_step, round + 1);
 	}
 }
 
-/*
- * The one word and the other grow with the messages, and the greater holds: no order of their
- * transfers is assumed.
- */
-void m2n__rx_say_sleepy(struct m2n_exchange *x, struct m2n__rx *rx, int is_sleepy)
+void m2n__rx_await(struct m2n_exchange *x, struct m2n__rx *rx, uint64_t seq)
 {
 	m2n__exchange_enter(x, M2N__WRITER_RX);
-	if (m2n__rx_up(rx) && rx->credits_rmem && rx->ep->max_sealed) {
-		put_word(x, rx, x->spec.n_slots + !is_sleepy, 1 + !is_sleepy, rx->seq + 1,
-			M2N__SIGNAL_NONE);
-		atomic_store_explicit(
-			&rx->told_ns, is_sleepy ? m2n__now_ns() : 0, memory_order_relaxed);
-		rx->n_awake = 0;
-	}
+	if (m2n__rx_up(rx) && rx->credits_rmem && rx->ep->max_sealed)
+		put_word(x, rx, x->spec.n_slots, 1, seq + 1);
 	m2n__exchange_exit(x, M2N__WRITER_RX);
 }
 

@@ -1,19 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The steps of a wait. The clock is read every few spins only. Naps are short where the sleeper
- * does not watch the sockets that the death of a peer shows on, as a futex does not.
+ * The steps of a wait. The clock is read every few spins only; naps are short because the death
+ * of a peer shows on a socket, which a sleep on a futex does not watch.
  */
 #include "core/wait.h"
 
 #include <errno.h>
 #include <sched.h>
 
-#include "core/group.h"
 #include "util/time.h"
 
 #define SPINS_PER_LOOK 32
 #define NAP_NS INT64_C(1000000)
-#define LONG_NAP_NS (M2N__GROUP_NAP_MS * INT64_C(1000000)) /* the sleeper sees the sockets */
 #define SHORT_NAP_NS INT64_C(50000) /* while messages can come that wake nobody */
 
 static inline void relax(void)
@@ -59,31 +57,14 @@ int64_t m2n__waited_ns(const struct m2n__wait *w)
 	return w->start_ns ? m2n__now_ns() - w->start_ns : 0;
 }
 
-/*
- * How long to sleep at most; 0: something has just come. A message that crossed our word that we
- * sleep wakes nobody: it is found in naps as long as that word is old.
- */
-static int64_t longest_nap(struct m2n__wait *w, int64_t now)
-{
-	int64_t since = now - w->told_ns, longest = NAP_NS;
-
-	if (atomic_load_explicit(&w->ctx->others_come, memory_order_relaxed))
-		return SHORT_NAP_NS;
-	if (w->dozing->ops->caps & M2N__CAP_WATCH) {
-		if (m2n__ctx_poll_watched(w->ctx) > 0)
-			return 0;
-		if (atomic_load_explicit(&w->ctx->is_quiet, memory_order_relaxed))
-			longest = LONG_NAP_NS;
-	}
-	since = since > SHORT_NAP_NS ? since : SHORT_NAP_NS;
-	return since < longest ? since : longest;
-}
-
 /* Arm in one step, so that the caller looks once more; sleep in the next. */
 static void nap(struct m2n__wait *w, int64_t now)
 {
 	struct m2n__iface *sleeper = w->dozing;
-	int64_t left = w->deadline_ns - now, longest;
+	int64_t left = w->deadline_ns - now;
+	int is_short = w->n_short_naps ||
+		       atomic_load_explicit(&w->ctx->others_come, memory_order_relaxed);
+	int64_t nap_ns = is_short ? SHORT_NAP_NS : NAP_NS;
 
 	if (!sleeper) {
 		m2n__sleep_ns(SHORT_NAP_NS);
@@ -92,10 +73,9 @@ static void nap(struct m2n__wait *w, int64_t now)
 		w->ticket = sleeper->ops->arm(sleeper);
 		w->armed = 1;
 	} else {
-		longest = longest_nap(w, now);
-		if (longest)
-			sleeper->ops->wait(sleeper, w->ticket, left < longest ? left : longest);
+		sleeper->ops->wait(sleeper, w->ticket, left < nap_ns ? left : nap_ns);
 		disarm(w);
+		w->n_short_naps -= w->n_short_naps > 0;
 	}
 }
 
@@ -112,7 +92,7 @@ static void start(struct m2n__wait *w)
 	if (w->timeout_ns < 0)
 		w->timeout_ns = w->ctx->options.timeout_ns;
 	w->armed = 0;
-	w->told_ns = 0;
+	w->n_short_naps = 0;
 	w->spinning = spin_ns(w->ctx) > 0;
 }
 

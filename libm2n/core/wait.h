@@ -26,7 +26,7 @@ struct m2n__wait {
 	uint32_t ticket;
 	int armed;
 	int spinning;
-	int64_t told_ns; /* the sender knows since then that this side sleeps; 0: it need not */
+	unsigned n_short_naps; /* to come: while something is on its way that wakes nobody */
 };
 
 static inline void m2n__wait_begin(struct m2n__wait *w, struct m2n_ctx *ctx, int64_t timeout_ns)

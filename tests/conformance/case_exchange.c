@@ -7,12 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "conformance/conformance.h"
-#include "core/context.h"
 #include "helpers/job.h"
-#include "util/time.h"
 
 #define MAX_BYTES 1000
 #define TEST_NAME "bytes"
@@ -399,67 +396,6 @@ static int brief(const struct conf *conf)
 	return ranks_run(2, check_brief, NULL, &conf->opts);
 }
 
-static void keep_busy(int64_t ns)
-{
-	int64_t end = m2n__now_ns() + ns;
-
-	while (m2n__now_ns() < end)
-		;
-}
-
-/* Begins (1) to count the sleeps of a wait; ends (0): there were few for the time that it took. */
-static void count_sleeps(struct rank *rank, int begins)
-{
-	static int64_t start_ns;
-	static long n_start;
-	const struct m2n__iface *sleeper = atomic_load(&rank->ctx->sleeper);
-	int64_t now = m2n__now_ns();
-	struct rusage usage;
-
-	getrusage(RUSAGE_THREAD, &usage);
-	if (!begins && sleeper && sleeper->ops->caps & M2N__CAP_WATCH)
-		expect(usage.ru_nvcsw - n_start < 40 + (now - start_ns) / 10000000);
-	start_ns = now;
-	n_start = usage.ru_nvcsw;
-}
-
-/* Waits for messages that are late, and for slots, do not wake up all the time. */
-static void check_sleeps(struct rank *rank)
-{
-	const int64_t late_ns = 300000000;
-	int peer = 1 - rank->rank, is_sender = rank->rank == 0;
-	const struct m2n_ctx *ctx = rank->ctx;
-	struct m2n_exchange *exchange;
-
-	expect_ok(create(rank, &peer, is_sender, &peer, !is_sender, MAX_BYTES, 2, &exchange));
-	for (uint32_t i = 0; i < 9; i += 3) {
-		rank_barrier(rank);
-		if (is_sender)
-			keep_busy(late_ns);
-		count_sleeps(rank, 1);
-		for (uint32_t k = i; is_sender && k < i + 3; k++)
-			expect_ok(put_message(exchange, 0, 1, k, M2N_TIMEOUT_DEFAULT));
-		for (uint32_t k = i; !is_sender && k < i + 3; k++) {
-			check_message(exchange, 0, 1, k);
-			count_sleeps(rank, 0);
-			if (k == i)
-				keep_busy(late_ns);
-			count_sleeps(rank, 1);
-			expect_ok(m2n_exchange_release(exchange, 0));
-		}
-		count_sleeps(rank, 0);
-	}
-	if (is_sender && atomic_load(&ctx->n_polled) && ctx->polled[0]->ops->caps & M2N__CAP_SLEEP)
-		expect(atomic_load(&ctx->signals[M2N__SIGNAL_WAKE]) > 0);
-	rank_barrier(rank);
-	m2n_exchange_destroy(exchange);
-}
-
-static int sleeps(const struct conf *conf)
-{
-	return ranks_run(2, check_sleeps, NULL, &conf->opts);
-}
-
 const struct conf_case exchange_cases[] = {
 	{"exchange: all to all in order, sizes 0..max, depth 1..4", 1, all_to_all, HOST_MEMORY},
 	{"exchange: twelve ranks, all to all", 12, many_peers, HOST_MEMORY},
@@ -470,6 +406,5 @@ const struct conf_case exchange_cases[] = {
 	{"exchange: disagreeing shapes", 2, shapes, HOST_MEMORY},
 	{"exchange: a peer that comes late", 2, late, HOST_MEMORY},
 	{"exchange: a peer that closes when it has sent", 2, brief, HOST_MEMORY},
-	{"exchange: who waits for long sleeps", 2, sleeps, HOST_MEMORY},
 	{0},
 };

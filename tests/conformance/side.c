@@ -109,7 +109,6 @@ void side_open(struct side *side, struct rank *rank, int device)
 		.host_id = "host",
 		.signals = side->signals,
 		.signal_mem = side->signal_mem,
-		.watch_fd = -1,
 		.n_signals = N_SIGNALS,
 		.kernels = m2n__kernels_select(NULL)};
 	if (device >= 0)

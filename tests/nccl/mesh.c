@@ -119,7 +119,6 @@ void mesh_open(struct mesh *mesh, struct rank *rank)
 		.host_id = "host",
 		.signals = mesh->signals,
 		.signal_mem = mesh->signal_mem,
-		.watch_fd = -1,
 		.n_signals = MESH_SIGNALS,
 		.cuda = mesh->cuda,
 		.say = say,

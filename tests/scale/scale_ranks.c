@@ -312,8 +312,8 @@ static void measure(struct rank *rank)
 		after.share_bytes - before.share_bytes, after.n_sockets - joined.n_sockets,
 		after.n_memfds - joined.n_memfds, joined.memfd_bytes - before.memfd_bytes,
 		joined.heap_bytes - before.heap_bytes, joined.n_sockets - before.n_sockets,
-		rank->ctx->n_signals_used - 1 /* the one that wakes */, n_puts, n_gets,
-		store.n_gets - n_gets, after.told_bytes);
+		rank->ctx->n_signals_used, n_puts, n_gets, store.n_gets - n_gets,
+		after.told_bytes);
 	if (shape.queues)
 		print_queues(line);
 	rank_barrier(rank);

@@ -48,7 +48,6 @@ int pair_try_open(struct pair *p, struct rank *rank, const char *const *options)
 		.host_id = "host",
 		.signals = p->signals,
 		.signal_mem = p->signal_mem,
-		.watch_fd = -1,
 		.n_signals = PAIR_N_SIGNALS};
 	status = p->ops.probe(&p->options);
 	if (!status)

@@ -22,7 +22,7 @@
 #include "util/error.h"
 #include "util/time.h"
 
-#define MAX_FDS (2 * VERBS_MAX_RAILS + 3)
+#define MAX_FDS (2 * VERBS_MAX_RAILS + 2)
 
 int m2n__verbs_sleep_start(struct verbs_iface *v)
 {
@@ -108,7 +108,7 @@ static void lead(struct verbs_iface *v, int64_t timeout_ns)
 {
 	struct timespec limit = to_timespec(timeout_ns);
 	struct pollfd fds[MAX_FDS];
-	unsigned n = 0, n_rare, n_own;
+	unsigned n = 0, n_rare;
 	uint64_t kicks;
 
 	for (unsigned i = 0; i < v->n_rails; i++)
@@ -118,8 +118,6 @@ static void lead(struct verbs_iface *v, int64_t timeout_ns)
 	for (unsigned i = 0; i < v->n_rails; i++)
 		fds[n++] = (struct pollfd){v->rails[i].ctx->async_fd, POLLIN, 0};
 	fds[n++] = (struct pollfd){m2n__verbs_cm_fd(v), POLLIN, 0};
-	n_own = n;
-	fds[n++] = (struct pollfd){v->iface.params.watch_fd, POLLIN, 0};
 	if (ppoll(fds, n, &limit, NULL) <= 0)
 		return;
 	for (unsigned i = 0; i < v->n_rails; i++)
@@ -127,7 +125,7 @@ static void lead(struct verbs_iface *v, int64_t timeout_ns)
 			drain(&v->rails[i]);
 	if (fds[v->n_rails].revents && read(v->kick_fd, &kicks, sizeof(kicks)) < 0)
 		return; /* somebody's kick was read already */
-	for (unsigned i = n_rare; i < n_own; i++) {
+	for (unsigned i = n_rare; i < n; i++) {
 		if (fds[i].revents) {
 			m2n__verbs_look(v);
 			break;

@@ -120,8 +120,7 @@ const struct m2n__backend_ops m2n__backend_verbs = {
 	.name = "verbs",
 	.about = "InfiniBand and RoCE: RDMA writes from the caller's rows, counted by immediates",
 	.priority = 50,
-	.caps = M2N__CAP_HOST_MEMORY | M2N__CAP_CUDA_MEMORY | M2N__CAP_SLEEP | M2N__CAP_GREETS |
-		M2N__CAP_WATCH,
+	.caps = M2N__CAP_HOST_MEMORY | M2N__CAP_CUDA_MEMORY | M2N__CAP_SLEEP | M2N__CAP_GREETS,
 	.probe = m2n__verbs_probe,
 	.open = verbs_open,
 	.close = verbs_close,
